@@ -1,0 +1,1 @@
+"""Token-level routing between a small and a large language model."""

@@ -1,0 +1,6 @@
+"""`python -m crossroads`."""
+
+from crossroads.cli.main import main
+
+if __name__ == "__main__":
+    main()

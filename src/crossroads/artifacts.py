@@ -1,0 +1,187 @@
+"""Reading and writing files so that nobody ever sees half of one.
+
+A whole file appears by rename or not at all. A log grows by one line per finished piece of work;
+a line torn by a kill is dropped when the log is read again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from crossroads.errors import ConfigError, DataError
+
+_CHUNK = 1 << 20
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path that becomes `path` when the block ends without an exception.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write {path}: {error.strerror or error}; give a folder that can be written"
+        ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as the whole of `path`, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically. NaN and infinities are refused."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Return the JSON in `path`; `what` names the file's role in the error.
+
+    Raises:
+        DataError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"no {what} at {path}") from error
+    except OSError as error:
+        raise DataError(f"cannot read the {what} {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise DataError(f"the {what} {path} is not valid JSON: {error}") from error
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+    """Write torch tensors as one safetensors file, atomically."""
+    from safetensors.torch import save_file  # noqa: PLC0415  keeps `import artifacts` light
+
+    with atomic_path(path) as temporary:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, dict(metadata))
+
+
+def load_tensors(path: Path, what: str) -> dict[str, Any]:
+    """Return the tensors of a safetensors file.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    from safetensors import SafetensorError  # noqa: PLC0415
+    from safetensors.torch import load_file  # noqa: PLC0415
+
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise DataError(f"no {what} at {path}") from error
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"the {what} {path} is damaged: {error}") from error
+
+
+def sha256_file(path: Path, advance: Callable[[int], None] | None = None) -> str:
+    """Return the hex SHA-256 of a file; `advance` hears of every chunk's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            if advance is not None:
+                advance(len(chunk))
+    return digest.hexdigest()
+
+
+def canonical_hash(value: Any) -> str:
+    """Return the hex SHA-256 of a JSON value, independent of key order and spacing."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class ResumableLog:
+    """A JSON-lines file of finished pieces of work, one line each, flushed as they finish."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the log; a last line that a kill tore is cut off."""
+        self.path = path
+        self._drop_torn_line()
+
+    def _drop_torn_line(self) -> None:
+        if not self.path.exists():
+            return
+        content = self.path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) != len(content):
+            with atomic_path(self.path) as temporary:
+                temporary.write_bytes(whole)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yield every finished record.
+
+        Raises:
+            DataError: a line in the middle is not JSON.
+        """
+        if not self.path.exists():
+            return
+        with self.path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    yield json.loads(line)
+                except ValueError as error:
+                    raise DataError(f"{self.path} line {number} is not JSON: {error}") from error
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add one record; it survives a kill once this returns."""
+        line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise ConfigError(f"cannot write {self.path}: {error.strerror or error}") from error
+
+
+def ensure_writable(folder: Path) -> None:
+    """Create `folder` and prove that files can be written there, before long work starts.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    with atomic_path(folder / ".writable") as temporary:
+        temporary.write_bytes(b"")
+    (folder / ".writable").unlink(missing_ok=True)
+
+
+def pin_config(path: Path, config: Mapping[str, Any], what: str) -> None:
+    """Write `config` to `path`, or check that it equals what an earlier run wrote there.
+
+    Raises:
+        ConfigError: a resumed run was asked for with another config; names what changed.
+    """
+    if not path.exists():
+        write_json(path, dict(config))
+        return
+    before = read_json(path, what)
+    plain = json.loads(json.dumps(dict(config)))
+    changed = sorted(k for k in {*before, *plain} if before.get(k) != plain.get(k))
+    if changed:
+        details = "; ".join(f"{k}: was {before.get(k)!r}, now {plain.get(k)!r}" for k in changed)
+        raise ConfigError(
+            f"{path.parent} holds {what} of another run ({details}); "
+            "give another output folder, or the old settings to go on"
+        )

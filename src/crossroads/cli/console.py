@@ -1,0 +1,168 @@
+"""What every verb prints with: two consoles, and a progress that is honest on any terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from rich import filesize
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.text import Text
+
+PLAIN_INTERVAL_SECONDS = 15.0
+# Before this share of a stage and this many seconds, an estimate would be a guess.
+_ESTIMATE_AFTER_SHARE = 0.02
+_ESTIMATE_AFTER_SECONDS = 2.0
+
+
+def console() -> Console:
+    """Return a console on standard output, for results."""
+    return Console(highlight=False)
+
+
+def stderr() -> Console:
+    """Return a console on standard error, for progress, notes and errors."""
+    return Console(stderr=True, highlight=False)
+
+
+def amount(value: float, unit: str) -> str:
+    """Return a number of units as people read it: `1.1 GB`, `340 tokens`."""
+    if unit == "B":
+        return filesize.decimal(int(value))
+    return f"{value:,.0f} {unit}".strip()
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as `42 s`, `3 min 05 s` or `2 h 10 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def remaining(done: float, total: float, seconds: float) -> float | None:
+    """Return the seconds left at the mean rate so far; None while that would be a guess."""
+    if seconds < _ESTIMATE_AFTER_SECONDS or done < total * _ESTIMATE_AFTER_SHARE or done <= 0:
+        return None
+    return seconds * max(total - done, 0.0) / done
+
+
+class _Amount(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        unit = task.fields["unit"]
+        total = amount(task.total or 0, unit)
+        return Text(f"{amount(task.completed, unit)} of {total}", style="progress.download")
+
+
+class _Left(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        if task.finished:
+            return Text("")
+        left = remaining(task.completed, task.total or 0, task.elapsed or 0)
+        return Text("" if left is None else f"{duration(left)} left", style="progress.remaining")
+
+
+class RichProgress:
+    """A `Progress` for people: a bar on a terminal, a plain line now and then elsewhere.
+
+    A stage that is started while another one runs ends that one. Use it as a context manager, so
+    that the terminal is put right when an error passes through.
+    """
+
+    def __init__(
+        self, out: Console | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Draw on `out`, standard error unless given."""
+        self.console = out or stderr()
+        self._clock = clock
+        self._name = ""
+        self._unit = ""
+        self._total = 0.0
+        self._done = 0.0
+        self._started = 0.0
+        self._spoken = 0.0
+        self._active = False
+        self._task: TaskID | None = None
+        self._bar: Progress | None = None
+        if self.console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                _Amount(),
+                TimeElapsedColumn(),
+                _Left(),
+                console=self.console,
+            )
+
+    def __enter__(self) -> RichProgress:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._active = False
+        if self._bar is not None:
+            self._bar.stop()
+
+    def note(self, message: str) -> None:
+        """Print one line without tearing the bar."""
+        self.console.print(message, markup=False, soft_wrap=True)
+
+    def start(self, name: str, total: float, unit: str) -> None:
+        """Begin a stage of `total` units."""
+        if self._active:
+            self.finish()
+        self._name, self._total, self._unit = name, total, unit
+        self._done, self._active = 0.0, True
+        self._started = self._spoken = self._clock()
+        if self._bar is not None:
+            self._task = self._bar.add_task(name, total=total, unit=unit)
+        else:
+            self.note(f"{name}: {amount(total, unit)}")
+
+    def advance(self, amount: float = 1.0) -> None:
+        """Report `amount` more units of the current stage."""
+        self._done += amount
+        if self._bar is not None and self._task is not None:
+            self._bar.advance(self._task, amount)
+        elif self._clock() - self._spoken >= PLAIN_INTERVAL_SECONDS:
+            self._spoken = self._clock()
+            self.note(self._line())
+
+    def finish(self) -> None:
+        """End the current stage. A stage that stopped short is shown as far as it came."""
+        if not self._active:
+            return
+        self._active = False
+        seconds = self._clock() - self._started
+        if self._bar is not None and self._task is not None:
+            self._bar.stop_task(self._task)
+            self._bar.refresh()
+        else:
+            self.note(f"{self._name}: {amount(self._done, self._unit)} in {duration(seconds)}")
+
+    def _line(self) -> str:
+        share = self._done / self._total if self._total else 0.0
+        line = (
+            f"{self._name}: {amount(self._done, self._unit)} of "
+            f"{amount(self._total, self._unit)} ({share:.0%})"
+        )
+        left = remaining(self._done, self._total, self._clock() - self._started)
+        return line if left is None else f"{line}, {duration(left)} left"

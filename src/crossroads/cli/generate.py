@@ -1,0 +1,226 @@
+"""`crossroads generate`: answer a prompt with both models, streaming, coloured by writer."""
+
+from __future__ import annotations
+
+import codecs
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from crossroads.cli.options import PairOptions, pair_options
+from crossroads.errors import ConfigError, RequestError
+
+if TYPE_CHECKING:
+    from crossroads.decoding.mixed import MixedModels
+    from crossroads.decoding.request import Request
+    from crossroads.models.base import Tokenizer
+    from crossroads.models.pairs import Pair
+    from crossroads.types import TokenRecord, Trace
+
+
+@click.command()
+@click.argument("prompt")
+@pair_options
+@click.option(
+    "--router",
+    default="entropy",
+    show_default=True,
+    help="Router folder, or entropy, margin, max-probability, random, always, never.",
+)
+@click.option(
+    "--threshold",
+    type=float,
+    default=None,
+    help="Score from which the large model writes; 0 = large alone, above 1 = small alone "
+    "[default: the router's own; 0.15 for a heuristic].",
+)
+@click.option("--system", default=None, help="System message.")
+@click.option("--raw", is_flag=True, help="Continue the prompt as it is, without chat template.")
+@click.option("--max-tokens", default=512, show_default=True, help="Tokens to write at most.")
+@click.option("--temperature", default=0.0, show_default=True, help="0 = greedy.")
+@click.option("--top-p", default=1.0, show_default=True)
+@click.option("--top-k", default=0, show_default=True, help="0 = off.")
+@click.option("--min-p", default=0.0, show_default=True, help="0 = off.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--stop", multiple=True, help="Stop string; may be given again.")
+@click.option("--trace", "trace_path", type=click.Path(dir_okay=False), help="Write the trace (JSON).")
+def generate(
+    prompt: str,
+    models: PairOptions,
+    router: str,
+    threshold: float | None,
+    system: str | None,
+    raw: bool,
+    trace_path: str | None,
+    **sampling: Any,
+) -> None:
+    """Answer PROMPT; tokens that the large model wrote are coloured."""
+    if not prompt.strip():
+        raise RequestError("the prompt is empty; write what the models should answer")
+    # Checked before the models load: a user should not wait for a sentence about a typo.
+    settings = _settings(sampling, threshold)
+    with models.load(max_rows=1) as pair:
+        mixed = _mixed(pair, router, threshold)
+        request = settings.request(_prompt_ids(pair.tokenizer, prompt, system, raw=raw))
+        trace = _run(mixed, request)
+    if trace_path is not None:
+        from crossroads.artifacts import write_json
+
+        write_json(Path(trace_path), trace.to_json())
+
+
+@dataclass(frozen=True)
+class _Settings:
+    max_tokens: int
+    sampling: Any
+    stop: tuple[str, ...]
+
+    def request(self, prompt_ids: list[int]) -> Request:
+        from crossroads.decoding.request import Request
+
+        return Request(
+            tuple(prompt_ids),
+            max_tokens=self.max_tokens,
+            sampling=self.sampling,
+            stop=self.stop,
+        )
+
+
+def _settings(values: dict[str, Any], threshold: float | None) -> _Settings:
+    from crossroads.routing.policy import check_threshold
+    from crossroads.sampling import SamplingParams
+
+    if threshold is not None:
+        check_threshold(threshold)
+    stop = tuple(values.pop("stop"))
+    max_tokens = values.pop("max_tokens")
+    if max_tokens < 1:
+        raise RequestError(f"max_tokens must be >= 1, got {max_tokens}")
+    return _Settings(max_tokens, SamplingParams(**values), stop)
+
+
+def _prompt_ids(
+    tokenizer: Tokenizer, prompt: str, system: str | None, *, raw: bool
+) -> list[int]:
+    from crossroads.types import Message
+
+    if raw:
+        if system is not None:
+            raise ConfigError("--raw has no chat template, so --system means nothing with it")
+        return tokenizer.encode(prompt)
+    messages = [Message("system", system)] if system is not None else []
+    return tokenizer.render([*messages, Message("user", prompt)])
+
+
+def _mixed(pair: Pair, router: str, threshold: float | None) -> MixedModels:
+    from crossroads.decoding.mixed import MixedModels
+    from crossroads.routing.checkpoint import load_router, router_by_name
+    from crossroads.routing.routers.heuristics import HEURISTICS
+
+    if router in HEURISTICS:
+        chosen: Any = router_by_name(router, pair.small.info.vocab_size)
+        own = DEFAULT_HEURISTIC_THRESHOLD
+    else:
+        loaded = load_router(Path(router), pair.small.info)
+        chosen, own = loaded.router, loaded.card.threshold
+    return MixedModels(
+        pair.small, pair.large, chosen, pair.tokenizer, own if threshold is None else threshold
+    )
+
+
+DEFAULT_HEURISTIC_THRESHOLD = 0.15
+
+
+def _run(models: MixedModels, request: Request) -> Trace:
+    """Stream one answer to the terminal, then its usage; return the trace."""
+    from crossroads.decoding.mixed import stream
+
+    printer = _Printer(models.tokenizer, request.stop, coloured=sys.stdout.isatty())
+    started = time.perf_counter()
+    first: float | None = None
+    trace: Trace | None = None
+    for event in stream(models, request):
+        first = first or time.perf_counter() - started
+        printer.add(event.record)
+        trace = event.trace
+    assert trace is not None
+    printer.end()
+    seconds = time.perf_counter() - started
+    click.echo(_usage_line(models, trace, seconds, first or 0.0), err=True)
+    return trace
+
+
+def _usage_line(models: MixedModels, trace: Trace, seconds: float, first: float) -> str:
+    from crossroads.decoding.cost import active_parameters
+
+    usage = trace.usage
+    active = active_parameters(
+        usage,
+        models.small.info.active_parameters,
+        models.large.info.active_parameters,
+        models.router.parameters,
+    )
+    return (
+        f"[{usage.generated_tokens} tokens: {usage.small_tokens} small, {usage.large_tokens} large"
+        f" | large_fraction {usage.large_fraction:.3f}"
+        f" | {usage.generated_tokens / seconds:.1f} tokens/s, first after {first:.2f} s"
+        f" | {active / 1e9:.2f} B active parameters per token"
+        f" | {trace.finish_reason}]"
+    )
+
+
+class _Printer:
+    """Writes tokens as they come; holds back what may still become a stop string."""
+
+    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...], *, coloured: bool) -> None:
+        self._tokenizer = tokenizer
+        self._stop = stop
+        self._coloured = coloured
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._held: list[tuple[str, bool]] = []
+
+    def add(self, record: TokenRecord) -> None:
+        from crossroads.types import Role
+
+        text = self._decoder.decode(self._tokenizer.text_bytes(record.token_id))
+        self._held.extend((character, record.writer is Role.LARGE) for character in text)
+        held = "".join(character for character, _ in self._held)
+        cut = _stop_at(held, self._stop)
+        self._write(len(held) - _possible_start(held, self._stop) if cut is None else cut)
+        if cut is not None:
+            self._held.clear()
+            self._stop = ("",)
+
+    def end(self) -> None:
+        """Write what was held back, unless a stop string ended the text."""
+        if self._stop != ("",):
+            tail = self._decoder.decode(b"", final=True)
+            self._held.extend((character, False) for character in tail)
+            self._write(len(self._held))
+        click.echo()
+
+    def _write(self, count: int) -> None:
+        ready, self._held = self._held[:count], self._held[count:]
+        for character, by_large in ready:
+            if by_large and self._coloured:
+                click.secho(character, fg="bright_magenta", bold=True, nl=False)
+            else:
+                click.echo(character, nl=False)
+        sys.stdout.flush()
+
+
+def _stop_at(text: str, stop: tuple[str, ...]) -> int | None:
+    found = [at for s in stop if s and (at := text.find(s)) >= 0]
+    return min(found) if found else None
+
+
+def _possible_start(text: str, stop: tuple[str, ...]) -> int:
+    """Return how many characters at the end of `text` may begin a stop string."""
+    lengths = (
+        n for s in stop for n in range(min(len(s) - 1, len(text)), 0, -1) if text.endswith(s[:n])
+    )
+    return max(lengths, default=0)

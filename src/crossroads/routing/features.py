@@ -1,0 +1,166 @@
+"""Router inputs: from what the small model put out to the numbers that a router reads.
+
+Labelling, training and decoding all call `compute`, so an input cannot mean one thing in training
+and another while serving. A new input is one function and one row of FEATURES.
+
+Shapes: N positions, K top entries, H hidden size, E embedding size, W a feature's width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from crossroads.errors import RouterError
+from crossroads.models.base import StepOutput
+
+TOP_K = 100
+"""Entries of each distribution that are stored and may be used; R2R's number."""
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureInputs:
+    """What a feature may look at, for N positions of the small model.
+
+    proposed_N: the token that the small model proposes next, int64.
+    position_N: index of that token in its row, prompt included, int64.
+    embed: rows [N, E] of the small model's input embedding by ids; None where nobody has them.
+    """
+
+    step: StepOutput
+    proposed_N: Tensor
+    position_N: Tensor
+    embed: Callable[[Sequence[int]], Tensor] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """One router input.
+
+    width: W for a hidden size. dtype: the precision in which the input is defined; both the stored and
+    the live value are rounded to it, then given as float32. transform: what the numbers are.
+    """
+
+    width: Callable[[int], int]
+    compute: Callable[[FeatureInputs], Tensor]
+    transform: str
+    dtype: torch.dtype = torch.float32
+    needs_hidden: bool = False
+    needs_embedding: bool = False
+
+
+def _hidden(inputs: FeatureInputs) -> Tensor:
+    if inputs.step.hidden_NH is None:
+        raise RouterError("this router reads hidden states, and the small model gives none")
+    return inputs.step.hidden_NH
+
+
+def _token_embedding(inputs: FeatureInputs) -> Tensor:
+    if inputs.embed is None:
+        raise RouterError("this router reads token embeddings, and the small model gives none")
+    return inputs.embed([int(token) for token in inputs.proposed_N])
+
+
+def _top_logits(inputs: FeatureInputs) -> Tensor:
+    logits_NK = inputs.step.top_logits_NK[:, :TOP_K]
+    missing = TOP_K - logits_NK.shape[1]
+    # Only a vocabulary smaller than TOP_K leaves entries missing; they repeat the least logit.
+    return torch.cat([logits_NK, logits_NK[:, -1:].expand(-1, missing)], dim=1)
+
+
+def _top_logprobs(inputs: FeatureInputs) -> Tensor:
+    return _top_logits(inputs) - inputs.step.logsumexp_N[:, None]
+
+
+def _top_probability(inputs: FeatureInputs) -> Tensor:
+    return torch.exp(inputs.step.top_logits_NK[:, 0] - inputs.step.logsumexp_N)[:, None]
+
+
+def _margin(inputs: FeatureInputs) -> Tensor:
+    two_N2 = torch.exp(inputs.step.top_logits_NK[:, :2] - inputs.step.logsumexp_N[:, None])
+    return two_N2[:, :1] - two_N2[:, 1:2]
+
+
+def _proposed_logprob(inputs: FeatureInputs) -> Tensor:
+    """Log-probability of the proposed token; below all stored ones if it is not among them."""
+    is_proposed_NK = inputs.step.top_ids_NK == inputs.proposed_N[:, None]
+    logprobs_NK = inputs.step.top_logits_NK - inputs.step.logsumexp_N[:, None]
+    found_N = torch.where(is_proposed_NK, logprobs_NK, -torch.inf).amax(dim=1)
+    return torch.maximum(found_N, logprobs_NK[:, -1])[:, None]
+
+
+def _one(hidden_size: int) -> int:
+    del hidden_size
+    return 1
+
+
+def _top_k(hidden_size: int) -> int:
+    del hidden_size
+    return TOP_K
+
+
+FEATURES: Mapping[str, Feature] = {
+    "hidden": Feature(
+        lambda hidden_size: hidden_size,
+        _hidden,
+        "last hidden state after the final norm",
+        torch.float16,
+        needs_hidden=True,
+    ),
+    "token_embedding": Feature(
+        lambda hidden_size: hidden_size,
+        _token_embedding,
+        "input embedding of the proposed token",
+        torch.float16,
+        needs_embedding=True,
+    ),
+    "top_logits": Feature(_top_k, _top_logits, f"the {TOP_K} largest logits, descending"),
+    "top_logprobs": Feature(_top_k, _top_logprobs, f"the {TOP_K} largest log-probabilities (nats)"),
+    "entropy": Feature(
+        _one, lambda i: i.step.entropy_N[:, None], "entropy in nats, whole vocabulary"
+    ),
+    "margin": Feature(_one, _margin, "probability of the first token less that of the second"),
+    "top_probability": Feature(_one, _top_probability, "probability of the likeliest token"),
+    "proposed_logprob": Feature(_one, _proposed_logprob, "log-probability of the proposed token"),
+    "proposed_id": Feature(
+        _one, lambda i: i.proposed_N[:, None], "id of the proposed token", torch.int64
+    ),
+    "position": Feature(
+        _one, lambda i: i.position_N[:, None], "index of the token in its row", torch.int64
+    ),
+}
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuse unknown inputs.
+
+    Raises:
+        RouterError: names the unknown one and lists the known ones.
+    """
+    unknown = [name for name in names if name not in FEATURES]
+    if unknown:
+        raise RouterError(f"unknown router input {unknown[0]!r}; known: {', '.join(FEATURES)}")
+
+
+def compute(names: Sequence[str], inputs: FeatureInputs) -> dict[str, Tensor]:
+    """Return each named feature [N, W]: float32 rounded to the feature's dtype; ids int64."""
+    check_names(names)
+    values: dict[str, Tensor] = {}
+    for name in names:
+        feature = FEATURES[name]
+        rounded = feature.compute(inputs).to(feature.dtype)
+        values[name] = rounded if feature.dtype == torch.int64 else rounded.float()
+    return values
+
+
+def needs_hidden(names: Sequence[str]) -> bool:
+    """Whether any of the named inputs reads hidden states."""
+    return any(FEATURES[name].needs_hidden for name in names)
+
+
+def needs_embedding(names: Sequence[str]) -> bool:
+    """Whether any of the named inputs reads token embeddings."""
+    return any(FEATURES[name].needs_embedding for name in names)

@@ -1,0 +1,92 @@
+"""The first neural router: standardised features through a small residual network.
+
+Shapes: N positions, D all input features side by side, C the compressed input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from crossroads.errors import RouterError
+
+
+@dataclass(frozen=True, slots=True)
+class MLPConfig:
+    """Architecture: wide inputs are projected to `projection`, then `depth` layers of `width`.
+
+    inputs: feature names. widths: their widths, in the same order. dropout: on each wide input's
+    projection and on each hidden layer.
+    """
+
+    inputs: tuple[str, ...]
+    widths: tuple[int, ...]
+    projection: int = 32
+    width: int = 64
+    depth: int = 2
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that make no network.
+
+        Raises:
+            RouterError: names the field.
+        """
+        if not self.inputs or len(self.inputs) != len(self.widths):
+            raise RouterError(f"router needs one width per input, got {self.inputs} {self.widths}")
+        for name in ("projection", "width", "depth"):
+            if getattr(self, name) < 1:
+                raise RouterError(f"router {name} must be >= 1, got {getattr(self, name)}")
+
+
+class MLPNetwork(nn.Module):
+    """A multilayer perceptron on standardised inputs; sigmoid of its output is the score.
+
+    Inputs wider than `projection` (hidden states, embeddings, distributions) each pass through
+    their own linear map down to `projection`, so that no input outweighs another by its width.
+    The statistics (`mean`, `scale`, per input) are buffers: they travel with the weights.
+    """
+
+    def __init__(self, config: MLPConfig) -> None:
+        """Make an untrained network; `set_statistics` and training follow."""
+        super().__init__()
+        self.config = config
+        compressed = 0
+        self.projections = nn.ModuleDict()
+        for name, width in zip(config.inputs, config.widths, strict=True):
+            self.register_buffer(f"mean_{name}", torch.zeros(width))
+            self.register_buffer(f"scale_{name}", torch.ones(width))
+            if width > config.projection:
+                self.projections[name] = nn.Linear(width, config.projection)
+            compressed += min(width, config.projection)
+        self.enter = nn.Linear(compressed, config.width)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(config.width), nn.Linear(config.width, config.width))
+            for _ in range(config.depth - 1)
+        )
+        self.leave = nn.Linear(config.width, 1)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def set_statistics(self, mean: Mapping[str, Tensor], scale: Mapping[str, Tensor]) -> None:
+        """Take each input's mean [W] and standard deviation [W] over the training split."""
+        for name in self.config.inputs:
+            getattr(self, f"mean_{name}").copy_(mean[name])
+            getattr(self, f"scale_{name}").copy_(scale[name])
+
+    def forward(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Return logits [N]."""
+        parts = []
+        for name in self.config.inputs:
+            value_NW = features[name] - getattr(self, f"mean_{name}")
+            value_NW = (value_NW / getattr(self, f"scale_{name}")).clamp(-10.0, 10.0)
+            if name in self.projections:
+                value_NW = self.dropout(self.projections[name](value_NW))
+            parts.append(value_NW)
+        state_NC = nn.functional.gelu(self.enter(torch.cat(parts, dim=1)))
+        for block in self.blocks:
+            state_NC = state_NC + self.dropout(nn.functional.gelu(block(state_NC)))
+        logits_N: Tensor = self.leave(self.dropout(state_NC))[:, 0]
+        return logits_N

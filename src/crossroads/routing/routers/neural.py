@@ -1,0 +1,85 @@
+"""Trained networks as routers, and the registry of their architectures."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crossroads.errors import RouterError
+from crossroads.routing.routers.mlp import MLPConfig, MLPNetwork
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """How to make a network of one kind from the plain values of its config."""
+
+    config: Callable[..., Any]
+    network: Callable[[Any], nn.Module]
+
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "mlp": Architecture(MLPConfig, MLPNetwork),
+}
+
+
+class NeuralRouter:
+    """A network in evaluation mode behind the Router interface.
+
+    Scores are computed in float64 and rounded to float32: sums in another order (a batch of
+    another size) then give the same score, so a row's decisions never depend on its neighbours.
+    """
+
+    def __init__(self, name: str, network: nn.Module) -> None:
+        """Copy `network`; later training of it changes nothing here."""
+        self.name = name
+        self.network = network
+        self._exact = copy.deepcopy(network).double().eval().requires_grad_(False)
+
+    @property
+    def config(self) -> Any:
+        """The architecture's config."""
+        return self.network.config
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the features it reads."""
+        names: tuple[str, ...] = self.config.inputs
+        return names
+
+    @property
+    def parameters(self) -> int:
+        """Trained numbers."""
+        return sum(parameter.numel() for parameter in self.network.parameters())
+
+    def score(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Return scores [N], float32."""
+        with torch.inference_mode():
+            doubles = {name: features[name].double() for name in self.inputs}
+            scores_N: Tensor = torch.sigmoid(self._exact(doubles)).float()
+        return scores_N
+
+
+def build_network(name: str, config: Mapping[str, Any]) -> nn.Module:
+    """Return an untrained network of the architecture `name`.
+
+    Raises:
+        RouterError: unknown architecture or config keys.
+    """
+    if name not in ARCHITECTURES:
+        raise RouterError(f"unknown router type {name!r}; known: {', '.join(ARCHITECTURES)}")
+    architecture = ARCHITECTURES[name]
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+    try:
+        return architecture.network(architecture.config(**values))
+    except TypeError as error:
+        raise RouterError(f"the config of router type {name!r} does not fit: {error}") from error
+
+
+def config_values(network: nn.Module) -> dict[str, Any]:
+    """Return the network's config as plain values, as `build_network` takes them."""
+    return asdict(network.config)  # type: ignore[call-overload, no-any-return]

@@ -1,0 +1,89 @@
+"""Sampling filters, and that draws follow the distribution."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from crossroads.errors import RequestError
+from crossroads.sampling import SamplingParams, probabilities, row_generator, sample
+from crossroads.types import Role
+from hypothesis import given
+from hypothesis import strategies as st
+
+LOGITS = torch.log(torch.tensor([0.5, 0.05, 0.3, 0.15]))
+
+
+def test_no_filter_is_softmax_at_the_temperature() -> None:
+    expected = torch.softmax(LOGITS.double() / 0.7, 0)
+    assert torch.allclose(probabilities(LOGITS, SamplingParams(0.7)), expected)
+
+
+@pytest.mark.parametrize(
+    ("params", "kept"),
+    [
+        (SamplingParams(1.0, top_k=2), {0, 2}),
+        (SamplingParams(1.0, top_p=0.5), {0}),
+        (SamplingParams(1.0, top_p=0.51), {0, 2}),
+        (SamplingParams(1.0, top_p=0.81), {0, 2, 3}),
+        (SamplingParams(1.0, min_p=0.4), {0, 2}),
+        (SamplingParams(1.0, top_k=3, min_p=0.5), {0, 2}),
+        (SamplingParams(1.0, top_k=1), {0}),
+    ],
+)
+def test_filters_keep_the_right_tokens(params: SamplingParams, kept: set[int]) -> None:
+    found = probabilities(LOGITS, params)
+    assert {int(i) for i in found.nonzero()[:, 0]} == kept
+    inside = torch.tensor([i in kept for i in range(4)])
+    expected = torch.where(inside, LOGITS.double().exp(), 0.0)
+    assert torch.allclose(found, expected / expected.sum())
+
+
+@given(
+    st.lists(st.floats(-20, 20), min_size=1, max_size=30),
+    st.floats(0.05, 3),
+    st.floats(0.01, 1),
+    st.integers(0, 30),
+    st.floats(0, 1),
+)
+def test_filtered_probabilities_sum_to_one(
+    logits: list[float], temperature: float, top_p: float, top_k: int, min_p: float
+) -> None:
+    params = SamplingParams(temperature, top_p=top_p, top_k=top_k, min_p=min_p)
+    found = probabilities(torch.tensor(logits), params)
+    assert float(found.sum()) == pytest.approx(1.0)
+    assert float(found[int(torch.tensor(logits).double().argmax())]) > 0
+
+
+def test_draws_follow_the_distribution() -> None:
+    generator, params = row_generator(0, Role.SMALL), SamplingParams(1.0)
+    counts = np.bincount([sample(0, LOGITS, params, generator) for _ in range(8000)], minlength=4)
+    assert counts / 8000 == pytest.approx(LOGITS.exp().numpy(), abs=0.02)
+
+
+def test_roles_have_streams_of_their_own() -> None:
+    small, large = row_generator(5, Role.SMALL), row_generator(5, Role.LARGE)
+    assert small.random() != large.random()
+
+
+def test_greedy_draws_nothing() -> None:
+    generator = row_generator(0, Role.SMALL)
+    assert sample(7, None, SamplingParams(), generator) == 7
+    assert generator.random() == row_generator(0, Role.SMALL).random()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"temperature": -1},
+        {"temperature": float("nan")},
+        {"top_p": 0},
+        {"top_p": 1.1},
+        {"top_k": -1},
+        {"min_p": 2},
+        {"seed": -1},
+    ],
+)
+def test_values_out_of_range_are_named(bad: dict[str, float]) -> None:
+    with pytest.raises(RequestError, match=next(iter(bad))):
+        SamplingParams(**bad)
