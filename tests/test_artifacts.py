@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from crossroads.artifacts import (
     ResumableLog,
     atomic_path,
@@ -22,9 +23,14 @@ from crossroads.errors import ConfigError, DataError
 def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     write_json(path, {"a": 1})
-    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
+
+    def torn_write() -> None:
+        with atomic_path(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        torn_write()
     assert read_json(path, "x") == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
 

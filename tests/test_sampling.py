@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
 from crossroads.errors import RequestError
 from crossroads.sampling import SamplingParams, probabilities, row_generator, sample
 from crossroads.types import Role
-from hypothesis import given
-from hypothesis import strategies as st
 
 LOGITS = torch.log(torch.tensor([0.5, 0.05, 0.3, 0.15]))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+
 from crossroads.decoding.mixed import MixedModels, generate
 from crossroads.decoding.request import Request
 from crossroads.decoding.single import generate_alone
@@ -58,7 +59,9 @@ def random_requests(
     generator = np.random.default_rng(seed)
     return [
         Request(
-            tuple(int(t) for t in generator.integers(1, vocab, size=int(generator.integers(1, 12)))),
+            tuple(
+                int(t) for t in generator.integers(1, vocab, size=int(generator.integers(1, 12)))
+            ),
             max_tokens=int(generator.integers(1, max_tokens + 1)),
             sampling=SamplingParams(temperature=temperature, seed=int(generator.integers(1000))),
             id=str(i),

@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from crossroads.decoding.mixed import MixedLoop, MixedModels
 from crossroads.routing.policy import sends_to_large
 from crossroads.routing.routers.heuristics import entropy, random
 from crossroads.sampling import SamplingParams
 from crossroads.training.threshold import NEVER
 from crossroads.types import Role, Usage
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from laws.pairs import VOCAB, alone, mixed, random_requests, scripted_pair, tokens
 
 SEEDS = st.integers(0, 10_000)
@@ -139,7 +139,7 @@ def test_closing_the_loop_frees_every_cache() -> None:
     assert pair.small.alive == pair.large.alive == 0
 
 
-def _loop(pair) -> MixedLoop:  # noqa: ANN001
+def _loop(pair) -> MixedLoop:
     models = MixedModels(pair.small, pair.large, entropy(VOCAB), pair.tokenizer, MIDDLE)
     return MixedLoop(models)
 
@@ -147,6 +147,4 @@ def _loop(pair) -> MixedLoop:  # noqa: ANN001
 @pytest.mark.parametrize("max_rows", [1, 3])
 def test_more_requests_than_rows_wait_their_turn(max_rows: int) -> None:
     pair, requests = scripted_pair(max_rows=max_rows), random_requests(7, 17)
-    assert tokens(mixed(pair, requests, MIDDLE)) == tokens(
-        mixed(scripted_pair(), requests, MIDDLE)
-    )
+    assert tokens(mixed(pair, requests, MIDDLE)) == tokens(mixed(scripted_pair(), requests, MIDDLE))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from crossroads.errors import RouterError
 from crossroads.routing.checkpoint import (
     RouterCard,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from crossroads.errors import ConfigError, DataError
 from crossroads.splits import SplitShares, assign_splits
 from crossroads.types import Split
-from hypothesis import given
-from hypothesis import strategies as st
 
 DOMAINS = st.dictionaries(
     st.text("abcdef", min_size=1, max_size=6), st.sampled_from(["x", "y"]), min_size=15, max_size=60
@@ -22,7 +23,7 @@ def test_every_problem_is_in_exactly_one_split(domains: dict[str, str], seed: in
 
 
 @given(DOMAINS, st.integers(0, 100), st.randoms())
-def test_the_order_of_the_problems_does_not_matter(domains, seed, random) -> None:  # noqa: ANN001
+def test_the_order_of_the_problems_does_not_matter(domains, seed, random) -> None:
     shuffled = list(domains.items())
     random.shuffle(shuffled)
     shares = SplitShares()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from crossroads.errors import ConfigError, DataError
 from crossroads.training.threshold import (
     NEVER,
@@ -11,8 +14,6 @@ from crossroads.training.threshold import (
     threshold_for_positive_rate,
     threshold_for_recall,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 # Few distinct values, so that ties are common.
 SCORES = st.lists(st.tuples(st.integers(0, 12), st.booleans()), min_size=1, max_size=60)

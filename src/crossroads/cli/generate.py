@@ -47,7 +47,9 @@ if TYPE_CHECKING:
 @click.option("--min-p", default=0.0, show_default=True, help="0 = off.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--stop", multiple=True, help="Stop string; may be given again.")
-@click.option("--trace", "trace_path", type=click.Path(dir_okay=False), help="Write the trace (JSON).")
+@click.option(
+    "--trace", "trace_path", type=click.Path(dir_okay=False), help="Write the trace (JSON)."
+)
 def generate(
     prompt: str,
     models: PairOptions,
@@ -103,9 +105,7 @@ def _settings(values: dict[str, Any], threshold: float | None) -> _Settings:
     return _Settings(max_tokens, SamplingParams(**values), stop)
 
 
-def _prompt_ids(
-    tokenizer: Tokenizer, prompt: str, system: str | None, *, raw: bool
-) -> list[int]:
+def _prompt_ids(tokenizer: Tokenizer, prompt: str, system: str | None, *, raw: bool) -> list[int]:
     from crossroads.types import Message
 
     if raw:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("out", type=FOLDER)
 @click.option("--problems", type=FILE, help="JSONL file: id, prompt or messages, answer, domain.")
-@click.option("--task", default=None, help="Generated problems: a reasoning-gym dataset's name.")
-@click.option("--count", default=100, show_default=True, help="How many generated problems.")
+@click.option("--task", default=None, help="Problems of a task, such as reasoning_gym:chain_sum.")
+@click.option("--count", default=100, show_default=True, help="How many of the task's problems.")
 @click.option("--seed", default=0, show_default=True, help="Seed of problems and splits.")
 @pair_options
 @click.option("--judge", default="likelihood", show_default=True)
@@ -42,7 +42,7 @@ def label(
     from crossroads.labelling.build import label as label_problems
     from crossroads.labelling.judges import judge_by_name
 
-    chosen = load_problems(problems, task, count, seed)
+    chosen = _problems(problems, task, count, seed)
     verdicts = judge_by_name(judge)
     ensure_writable(out)
     config = LabelConfig(max_tokens=max_tokens, max_rows=rows, seed=seed)
@@ -51,18 +51,16 @@ def label(
     console().print(base_rate_table(out))
 
 
-def load_problems(
-    path: Path | None, task: str | None, count: int, seed: int
-) -> list[Problem]:
+def _problems(path: Path | None, task: str | None, count: int, seed: int) -> list[Problem]:
     """Return the problems that --problems or --task name."""
-    from crossroads.evaluation.tasks import generate_problems, read_problems
+    from crossroads.evaluation.tasks import load_problems
+    from crossroads.evaluation.tasks.jsonl import read_problems
 
-    if (path is None) == (task is None):
-        raise ConfigError("give either --problems FILE or --task NAME")
-    if path is not None:
+    if path is not None and task is None:
         return read_problems(path)
-    assert task is not None
-    return generate_problems(task, count, seed)
+    if task is not None and path is None:
+        return load_problems(task, count, seed)
+    raise ConfigError("give either --problems FILE or --task NAME")
 
 
 def base_rate_table(dataset: Path) -> object:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import click
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from crossroads.cli.console import amount, console
@@ -16,29 +17,31 @@ def pairs() -> None:
     """List the known pairs and models, their sizes, and whether they are in the cache."""
     states = {model.name: model_state(model) for model in MODELS.values()}
     out = console()
-    table = Table(title="pairs", title_justify="left")
+    table = Table(box=SIMPLE_HEAD)
     for heading in ("pair", "small", "large", "in cache", "about"):
         table.add_column(heading, overflow="fold")
     for pair in PAIRS.values():
         table.add_row(
             pair.name,
-            _model(pair.small, states[pair.small.name]),
-            _model(pair.large, states[pair.large.name]),
+            _size(pair.small, states[pair.small.name]),
+            _size(pair.large, states[pair.large.name]),
             _cached([states[pair.small.name], states[pair.large.name]]),
-            f"{pair.description} ({pair.note})" if pair.note else pair.description,
+            "; ".join(text for text in (pair.description, pair.note) if text),
         )
     out.print(table)
     paired = {model.name for pair in PAIRS.values() for model in (pair.small, pair.large)}
     for model in MODELS.values():
         if model.name not in paired:
             state = states[model.name]
-            out.print(f"also {_model(model, state)}; in cache: {state.words}", soft_wrap=True)
+            size = _size(model, state)
+            out.print(f"also {model.name} ({size}), in cache: {state.words}", soft_wrap=True)
+    out.print(f"models by name: {', '.join(MODELS)}", soft_wrap=True)
     out.print(f"cache: {cache_root()}", soft_wrap=True)
 
 
-def _model(model: ModelSpec, state: ModelState) -> str:
-    size = f", {amount(state.size, 'B')}" if state.size else ""
-    return f"{model.name} ({model.approx_parameters / 1e9:.3g}B{size})"
+def _size(model: ModelSpec, state: ModelState) -> str:
+    parameters = f"{model.approx_parameters / 1e9:.3g}B"
+    return f"{parameters}, {amount(state.size, 'B')}" if state.size else parameters
 
 
 def _cached(states: list[ModelState]) -> str:

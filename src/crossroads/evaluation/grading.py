@@ -153,9 +153,7 @@ def _compare(answer: str, gold: str) -> str:
             return "different"
         if not parsed:
             return "unreadable"
-        same = verify(
-            gold_parsed, parsed, timeout_seconds=_COMPARISON_SECONDS, raise_on_error=True
-        )
+        same = verify(gold_parsed, parsed, timeout_seconds=_COMPARISON_SECONDS, raise_on_error=True)
     except timeout:
         return "timeout"
     except Exception:  # noqa: BLE001  parsers of model output fail in ways that nobody lists

@@ -15,7 +15,7 @@ from crossroads.decoding.request import Request
 from crossroads.decoding.single import generate_alone
 from crossroads.errors import DataError
 from crossroads.evaluation.grading import grade
-from crossroads.evaluation.results import GradedTrace, SystemRun
+from crossroads.evaluation.results import GradedTrace, SystemKind, SystemRun
 from crossroads.models.pairs import Pair
 from crossroads.routing.routers.base import Router
 from crossroads.types import Problem, Progress, Role, Trace
@@ -23,12 +23,18 @@ from crossroads.types import Problem, Progress, Role, Trace
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """What answers the problems: one model alone (`role`), or both with a router."""
+    """What answers the problems: one model alone (`role`), or both with a router.
+
+    `recall` and `positive_rate` are what calibration promised at the threshold; for the tables.
+    """
 
     name: str
+    kind: SystemKind
     role: Role | None = None
     router: Router | None = None
     threshold: float | None = None
+    recall: float | None = None
+    positive_rate: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +51,7 @@ def run_system(
     problems: Sequence[Problem],
     folder: Path,
     progress: Progress,
-    config: RunConfig = RunConfig(),  # noqa: B008
+    config: RunConfig = RunConfig(),
 ) -> SystemRun:
     """Return the system's graded traces, in the problems' order.
 
@@ -113,13 +119,20 @@ def _traces(
 def _graded(
     system: System, problems: Sequence[Problem], done: dict[str, tuple[Trace, float]]
 ) -> SystemRun:
-    graded = [
+    graded = tuple(
         GradedTrace(problem, done[problem.id][0], grade(done[problem.id][0].text, problem.answer))
         for problem in problems
         if problem.answer is not None
-    ]
-    seconds = sum(done[problem.id][1] for problem in problems)
-    return SystemRun(system.name, system.threshold, graded, seconds)
+    )
+    return SystemRun(
+        name=system.name,
+        kind=system.kind,
+        threshold=system.threshold,
+        graded=graded,
+        seconds=sum(done[problem.id][1] for problem in problems),
+        recall=system.recall,
+        positive_rate=system.positive_rate,
+    )
 
 
 def threshold_for_fraction(scores: Sequence[float], large_fraction: float) -> float:

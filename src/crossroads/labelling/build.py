@@ -55,7 +55,7 @@ def label(
     judge: Judge,
     folder: Path,
     progress: Progress,
-    config: LabelConfig = LabelConfig(),  # noqa: B008
+    config: LabelConfig = LabelConfig(),
 ) -> Path:
     """Label `problems` into the dataset `folder` and return the folder.
 
@@ -168,7 +168,7 @@ def _build(
 ) -> None:
     """Write labels, embeddings and, last, the card."""
     save_tensors(folder / LABELS, {"label": torch.cat([x.label_N for x in labelled])}, {})
-    ids_M = torch.cat([x.comparison.proposed_N for x in labelled]).unique()
+    ids_M = torch.unique(torch.cat([x.comparison.proposed_N for x in labelled]))
     rows_ME = pair.small.embed(ids_M.tolist()).to(torch.float16)
     save_tensors(folder / EMBEDDINGS, {"ids": ids_M, "rows": rows_ME}, {})
     split_of = assign_splits(

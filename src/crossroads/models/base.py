@@ -98,7 +98,7 @@ class CausalLM(Protocol):
         self,
         caches: Sequence[KVCache],
         new_tokens: Sequence[Sequence[int]],
-        want: Want = Want(),  # noqa: B008  frozen, so sharing it is safe
+        want: Want = Want(),
     ) -> StepOutput:
         """Append each row's tokens (>= 1 per row) to its own cache and return outputs.
 

@@ -142,7 +142,7 @@ def _pair(name: str, small: str, large: str, description: str, note: str = "") -
     return PairSpec(name, MODELS[small], MODELS[large], description, note)
 
 
-_GPU = "needs GPUs; not run by the authors of this catalogue"
+_GPU = "needs GPUs"
 _ALL_PAIRS = (
     _pair(
         "qwen2.5-coder",
@@ -151,7 +151,7 @@ _ALL_PAIRS = (
         "Qwen2.5-Coder Instruct, four-bit, on a CPU",
         "the default",
     ),
-    _pair("r1", "r1-1.5b", "r1-32b", "DeepSeek-R1-Distill-Qwen, the pair of the R2R paper", _GPU),
+    _pair("r1", "r1-1.5b", "r1-32b", "DeepSeek-R1-Distill-Qwen, as in R2R", _GPU),
     _pair("qwen3-0.6b-8b", "qwen3-0.6b", "qwen3-8b", "Qwen3, as in R2R", _GPU),
     _pair("qwen3-0.6b-32b", "qwen3-0.6b", "qwen3-32b", "Qwen3, as in R2R", _GPU),
     _pair("qwen3-0.6b-30b-a3b", "qwen3-0.6b", "qwen3-30b-a3b", "Qwen3 with experts", _GPU),

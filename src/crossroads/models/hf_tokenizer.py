@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from typing import Any
 import torch
 
 from crossroads.artifacts import sha256_file
-from crossroads.errors import ConfigError, EngineError, WeightsError
+from crossroads.errors import ConfigError, EngineError, RequestError, WeightsError
+from crossroads.models.chat import render_segments
 from crossroads.models.vocabulary import vocabulary_fingerprint
 from crossroads.types import Message
 
@@ -33,15 +35,13 @@ _BYTE_FALLBACK = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 class HfSource:
     """Where a model and its tokenizer are.
 
-    `location` is a folder or a hub repository, `gguf_file` a file name in it. `fingerprint` is
-    None for a repository, whose commit is known only once its files are there.
+    `location` is a folder or a hub repository, `gguf_file` a file name in a folder.
     """
 
     location: str
     name: str
     revision: str | None = None
     gguf_file: str | None = None
-    fingerprint: str | None = None
 
     def load_model(
         self, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False
@@ -83,12 +83,17 @@ class HfSource:
             )
 
     def fingerprint_of(self, model: Any) -> str:
-        """Return the fingerprint of the loaded weights.
+        """Name the weights that `model` was loaded from: by file hash, folder hash or commit.
 
         Raises:
             WeightsError: the hub did not say which commit it gave.
         """
-        commit = self.fingerprint or getattr(model.config, "_commit_hash", None)
+        folder = Path(self.location)
+        if self.gguf_file is not None:
+            return sha256_file(folder / self.gguf_file)
+        if folder.is_dir():
+            return folder_fingerprint(folder)
+        commit = getattr(model.config, "_commit_hash", None)
         if not commit:
             raise WeightsError(
                 f"the model hub did not say which commit of {self.location} it gave; "
@@ -126,12 +131,11 @@ def find_source(
 
 def _local_source(folder: Path, gguf_file: str | None) -> HfSource:
     if gguf_file is None:
-        fingerprint = folder_fingerprint(folder)
-        return HfSource(str(folder), name=folder.resolve().name, fingerprint=fingerprint)
+        return HfSource(str(folder), name=folder.resolve().name)
     file = folder / gguf_file
     if not file.is_file():
         raise WeightsError(f"there is no {file}; check gguf_file and the folder")
-    return HfSource(str(folder), name=file.stem, gguf_file=gguf_file, fingerprint=sha256_file(file))
+    return HfSource(str(folder), name=file.stem, gguf_file=gguf_file)
 
 
 def folder_fingerprint(folder: Path) -> str:
@@ -213,6 +217,7 @@ class HfTokenizer:
         if not getattr(tokenizer, "is_fast", False):
             raise EngineError("only fast tokenizers are supported (a tokenizer.json is needed)")
         self._tokenizer = tokenizer
+        self._lock = threading.Lock()
         self._byte_level = _is_byte_level(tokenizer)
 
     @classmethod
@@ -242,10 +247,7 @@ class HfTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of plain text; special tokens in the text are read as text."""
-        ids: list[int] = self._tokenizer.encode(
-            text, add_special_tokens=False, split_special_tokens=True
-        )
-        return ids
+        return self._encode(text, parse_special=False)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of the ids."""
@@ -258,8 +260,49 @@ class HfTokenizer:
         return self._pieces[token_id] or b""
 
     def render(self, messages: Sequence[Message]) -> list[int]:
-        """Return the ids of the chat template over the messages."""
-        raise NotImplementedError
+        """Return the ids of the tokenizer's chat template over the messages.
+
+        A special token's text in a message is read as plain text; see `crossroads.models.chat`.
+
+        Raises:
+            ConfigError: the tokenizer carries no chat template.
+            RequestError: the template refuses the messages.
+        """
+        pieces = self._pieces
+        segments = render_segments(
+            self._template,
+            messages,
+            ((pieces[i] or b"").decode() for i in sorted(self._special_ids)),
+            bos=self._tokenizer.bos_token or "",
+            eos=self._tokenizer.eos_token or "",
+        )
+        return [
+            token_id
+            for segment in segments
+            for token_id in self._encode(segment.text, parse_special=not segment.plain)
+        ]
+
+    def _encode(self, text: str, parse_special: bool) -> list[int]:
+        with self._lock:  # whether special tokens are split is a state of the backend
+            try:
+                ids: list[int] = self._tokenizer.encode(
+                    text, add_special_tokens=False, split_special_tokens=not parse_special
+                )
+            except (TypeError, UnicodeEncodeError) as error:
+                raise RequestError(
+                    "the text holds half a surrogate pair; give valid Unicode"
+                ) from error
+        return ids
+
+    @cached_property
+    def _template(self) -> str:
+        try:
+            template: str = self._tokenizer.get_chat_template()
+        except ValueError as error:
+            raise ConfigError(
+                "the tokenizer carries no chat template; use an instruction-tuned model"
+            ) from error
+        return template
 
     @cached_property
     def _special_ids(self) -> frozenset[int]:

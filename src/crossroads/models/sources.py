@@ -289,9 +289,9 @@ def _start_pip(requirement: str, folder: Path) -> _Download:
     """Start a download under the user's own pip settings: indexes, proxies, certificates."""
     folder.mkdir()
     options = ["--no-deps", "--only-binary", ":all:", "--no-input", "--progress-bar", "off"]
-    # pip's cache would keep a second copy outside of ours; -v is what makes it say why a
+    # pip's cache would keep a second copy outside of ours; -vv is what makes it say why a
     # connection failed.
-    options += ["--no-cache-dir", "--disable-pip-version-check", "-v"]
+    options += ["--no-cache-dir", "--disable-pip-version-check", "-vv"]
     environment = {**os.environ, "TMPDIR": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(

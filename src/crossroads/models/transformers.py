@@ -17,14 +17,7 @@ import torch
 from torch import Tensor
 
 from crossroads.errors import ConfigError, EngineError, RequestError
-from crossroads.models.base import (
-    KVCache,
-    StepOutput,
-    Want,
-    check_extend,
-    concatenate,
-    summarise,
-)
+from crossroads.models.base import KVCache, StepOutput, Want, check_extend, concatenate, summarise
 from crossroads.models.hf_tokenizer import HfTokenizer, find_source, first_line
 from crossroads.types import ModelInfo
 
@@ -35,9 +28,9 @@ _PROBE_TOLERANCE = 0.05  # of the largest logit; a scale or a cap that we missed
 # How a family multiplies what its head returns, by the start of `config.model_type`. The probe at
 # construction refuses a model that does something else.
 _LOGIT_SCALES: dict[str, Callable[[Any], float | None]] = {
-    "cohere": lambda config: config.logit_scale,
-    "granite": lambda config: 1.0 / config.logits_scaling,
-    "hyperclovax": lambda config: config.logits_scaling,
+    "cohere": lambda config: getattr(config, "logit_scale", None),
+    "granite": lambda config: 1.0 / getattr(config, "logits_scaling", 1.0),
+    "hyperclovax": lambda config: getattr(config, "logits_scaling", None),
 }
 
 
@@ -66,7 +59,7 @@ class TransformersCache:
     def release(self) -> None:
         """Give the slot back and free the memory."""
         if self._owner is not None:
-            self._owner._forget(self)
+            self._owner._alive.discard(self)
         self._owner = self._layers = None
         self._length = 0
 
@@ -135,7 +128,7 @@ class TransformersLM:
         self._name = name
         _refuse_uncroppable(name, model, self._config)
         self._decoder = _decoder_of(model)
-        self._head = _head_of(model, self._config)
+        self._head: Any = _head_of(model, self._config)
         self._embedding = model.get_input_embeddings()
         self._device: torch.device = self._embedding.weight.device
         vocab_size = int(self._embedding.weight.shape[0])
@@ -247,7 +240,8 @@ class TransformersLM:
         if wrong:
             raise RequestError(f"token id {wrong[0]} is outside {self._info.name}'s vocabulary")
         ids_N = torch.tensor([int(i) for i in token_ids], dtype=torch.long, device=self._device)
-        return self._embedding.weight.detach()[ids_N].float().cpu()
+        rows_NE: Tensor = self._embedding.weight.detach()[ids_N].float().cpu()
+        return rows_NE
 
     def close(self) -> None:
         """Free the weights and every cache."""
@@ -264,10 +258,11 @@ class TransformersLM:
         ids_N = torch.tensor([int(token) for token in tokens], device=self._device)
         blocks: list[StepOutput] = []
         hidden_NH = None
-        for ids_C in ids_N.split(_CHUNK):
+        for ids_C in torch.split(ids_N, _CHUNK):
             hidden_NH = row._read(self._decoder, ids_C[None])
             if want.positions == "all":
-                blocks += [self._outputs(part, want) for part in hidden_NH.split(_HEAD_BLOCK)]
+                parts = torch.split(hidden_NH, _HEAD_BLOCK)
+                blocks += [self._outputs(part_NH, want) for part_NH in parts]
         if want.positions == "last" and hidden_NH is not None:
             blocks.append(self._outputs(hidden_NH[-1:], want))
         return blocks
@@ -276,11 +271,10 @@ class TransformersLM:
         out = summarise(
             self._head(hidden_NH), [len(hidden_NH)], want, hidden_NH if want.hidden else None
         )
-        moved = {
-            field.name: value.cpu() if isinstance(value, Tensor) else value
-            for field in fields(out)
-            for value in (getattr(out, field.name),)
-        }
+        moved: dict[str, Any] = {}
+        for field in fields(out):
+            value = getattr(out, field.name)
+            moved[field.name] = value.cpu() if isinstance(value, Tensor) else value
         return StepOutput(**moved)
 
     def _own(self, cache: KVCache) -> TransformersCache:
@@ -289,9 +283,6 @@ class TransformersLM:
         if cache not in self._alive:
             raise ValueError(f"a cache that was released, or is not {self._info.name}'s")
         return cache
-
-    def _forget(self, cache: TransformersCache) -> None:
-        self._alive.discard(cache)
 
     def _check_open(self) -> None:
         if self._model is None:

@@ -119,23 +119,23 @@ def fetch(
     with writable(cache_root()), lock(file.sha256, file.name, tell):
         if _usable(file, verify=verify, progress=progress, tell=tell):
             return blob_path(file)
-        sources: list[Source] = [LocalSource(tuple(given))] if given else []
-        failures = []
-        for source in (*sources, *file.sources):
+        own: list[Source] = [LocalSource(tuple(given))] if given else []
+        failures: list[str] = []
+        for source in (*own, *file.sources):
+            if failures:
+                tell(f"{file.name}: {failures[-1]}; trying {source.label}")
             try:
-                return _fetch_from(source, file, progress, tell)
+                return _fetch_from(source, file, progress)
             except SourceError as error:
                 failures.append(f"{source.label}: {error}")
-                tell(f"{file.name}: {failures[-1]}")
     reasons = "; ".join(failures) or "no source is known"
     raise WeightsError(f"cannot get {file.name}: {reasons}. A copy can be given with --from PATH")
 
 
-def _fetch_from(source: Source, file: WeightsFile, progress: Progress, tell: Tell) -> Path:
+def _fetch_from(source: Source, file: WeightsFile, progress: Progress) -> Path:
     """Get the file from one source, verify it, and move it into place."""
     partial = partial_path(file.sha256)
     partial.mkdir(parents=True, exist_ok=True)
-    tell(f"{file.name}: trying {source.label}")
     candidate = obtain(source, file, partial, progress)
     got_size = candidate.stat().st_size
     got = _hash(candidate, file.name, progress) if got_size == file.size else ""

@@ -1,6 +1,6 @@
 """The router folder: `router.json` (what it is, for which model, at which threshold) and
 `router.safetensors` (weights and normalisation statistics). Nothing in it is executed.
-"""  # noqa: D205, D415
+"""  # noqa: D205
 
 from __future__ import annotations
 

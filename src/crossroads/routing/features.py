@@ -40,8 +40,8 @@ class FeatureInputs:
 class Feature:
     """One router input.
 
-    width: W for a hidden size. dtype: the precision in which the input is defined; both the stored and
-    the live value are rounded to it, then given as float32. transform: what the numbers are.
+    width: W for a hidden size. dtype: the precision in which the input is defined; the stored and
+    the live value are both rounded to it, then given as float32. transform: what the numbers are.
     """
 
     width: Callable[[int], int]

@@ -18,7 +18,7 @@ def sends_to_large(score: Scores, threshold: float) -> Scores:
 
     Scores lie in [0, 1], so threshold 0 sends every token and a threshold above 1 sends none.
     """
-    return score >= threshold  # type: ignore[return-value]
+    return score >= threshold
 
 
 def check_threshold(threshold: float) -> float:

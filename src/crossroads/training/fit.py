@@ -151,9 +151,10 @@ class _Trainer:
 
     def epoch(self) -> float:
         """Go once over the positions in a new order; return the mean loss."""
+        order_N = torch.randperm(len(self.labels_N))
+        size = self.config.batch_size
         losses = [
-            self._update(rows)
-            for rows in torch.randperm(len(self.labels_N)).split(self.config.batch_size)
+            self._update(order_N[start : start + size]) for start in range(0, len(order_N), size)
         ]
         return float(np.mean(losses))
 

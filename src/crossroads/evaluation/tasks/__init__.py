@@ -10,6 +10,8 @@ from crossroads.evaluation.tasks.jsonl import read_problems
 from crossroads.evaluation.tasks.reasoning_gym import generate_problems
 from crossroads.types import Problem
 
+__all__ = ["TASKS", "TaskFactory", "generate_problems", "load_problems", "read_problems"]
+
 TaskFactory = Callable[[str, int, int], list[Problem]]
 
 

