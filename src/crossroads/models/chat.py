@@ -84,8 +84,8 @@ def render_segments(
 
     safe = [Message(hidden(message.role), hidden(message.content)) for message in messages]
     texts = {character: text for text, character in stand_ins.items()}
-    parts = re.split(f"([{''.join(texts)}])", render_chat(template, safe, bos, eos))
-    return [Segment(texts.get(part, part), plain=part in texts) for part in parts if part]
+    parts: list[str] = re.split(f"([{''.join(texts)}])", render_chat(template, safe, bos, eos))
+    return [Segment(texts.get(part, part), part in texts) for part in parts if part]
 
 
 def _any_of(texts: Iterable[str]) -> re.Pattern[str] | None:

@@ -8,10 +8,8 @@ has one sequence. Shapes: N output positions, V vocabulary, H hidden size, E emb
 from __future__ import annotations
 
 import ctypes
-import os
 import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +17,7 @@ import torch
 from torch import Tensor
 
 from crossroads.artifacts import sha256_file
-from crossroads.errors import ConfigError, EngineError, RequestError
+from crossroads.errors import EngineError, RequestError
 from crossroads.models.base import (
     KVCache,
     StepOutput,
@@ -30,7 +28,14 @@ from crossroads.models.base import (
 )
 from crossroads.models.gguf_rows import TensorRows
 from crossroads.models.gguf_tokenizer import GgufTokenizer
-from crossroads.models.llamacpp_native import NativeModel, last_complaint
+from crossroads.models.llamacpp_native import (
+    ContextSize,
+    NativeModel,
+    default_threads,
+    free_context,
+    open_context,
+    refuse_uncroppable,
+)
 from crossroads.types import ModelInfo
 
 FLOAT_TOLERANCE = 2e-3
@@ -50,8 +55,6 @@ standard deviation of 1.9) token-by-token reading differs from one prefill by 0.
 """
 
 _HEAD_BLOCK = 64  # positions summarised at a time: 64 x 152k float32 logits are 39 MB
-_UBATCH = 128  # tokens per graph: its scratch memory grows with this times the whole context
-_TINY_PARAMETERS = 20_000_000
 
 
 class _Entry(NamedTuple):
@@ -61,14 +64,6 @@ class _Entry(NamedTuple):
     position: int
     slot: int
     output: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Size:
-    context_length: int
-    max_rows: int
-    threads: int
-    batch_tokens: int
 
 
 class LlamaCppCache:
@@ -108,17 +103,17 @@ class LlamaCppLM:
     crop (recurrent and hybrid ones) are refused.
     """
 
-    def __init__(self, native: NativeModel, info: ModelInfo, size: _Size) -> None:
+    def __init__(self, native: NativeModel, info: ModelInfo, size: ContextSize) -> None:
         """Open a context over `native`; `load` is the way in."""
         self._native = native
         self._library = native.library
         self._info = info
         self._batch_tokens = size.batch_tokens
-        self._context = _open_context(native, info.name, size)
+        self._context = open_context(native, size)
         self._batch = self._library.llama_batch_init(size.batch_tokens, 0, 1)
         # Made after the model's own finalizer, so that it runs before it at exit, too.
         self._free = weakref.finalize(
-            self, _free_context, self._library, self._batch, self._context, native
+            self, free_context, self._library, self._batch, self._context, native
         )
         self._memory = self._library.llama_get_memory(self._context)
         if not self._memory:
@@ -153,16 +148,15 @@ class LlamaCppLM:
         """
         native = NativeModel(path)
         try:
-            _refuse_uncroppable(native)
+            refuse_uncroppable(native)
             trained = native.library.llama_model_n_ctx_train(native.pointer)
             parameters = native.library.llama_model_n_params(native.pointer)
-            size = _Size(
+            size = ContextSize(
                 context_length=min(context_length, trained or context_length),
                 max_rows=max_rows,
-                threads=_default_threads(parameters) if threads is None else threads,
+                threads=default_threads(parameters) if threads is None else threads,
                 batch_tokens=batch_tokens,
             )
-            _check_size(size, native.library.llama_max_parallel_sequences())
             info = _describe(native, size, fingerprint or sha256_file(path))
             return cls(native, info, size)
         except BaseException:
@@ -336,70 +330,7 @@ def _passes(
     yield [row[-1] for row in rows], True
 
 
-def _open_context(native: NativeModel, name: str, size: _Size) -> Any:
-    library = native.library
-    params = library.llama_context_default_params()
-    # One buffer for all rows, as large as all of them at their longest. With a buffer per row,
-    # llama.cpp runs rows whose numbers do not follow one another as separate batches, and which
-    # rows ask the large model changes with every token: three such rows took 1.8 times as long.
-    params.kv_unified = True
-    params.n_ctx = size.context_length * size.max_rows
-    params.n_seq_max = size.max_rows
-    params.n_batch = size.batch_tokens
-    params.n_ubatch = min(size.batch_tokens, _UBATCH)
-    params.n_threads = params.n_threads_batch = size.threads
-    params.pooling_type = library.LLAMA_POOLING_TYPE_NONE
-    params.embeddings = True  # room for hidden states; switched for every decode
-    params.swa_full = True  # else a sliding window has lost what a crop goes back to
-    params.no_perf = True
-    if not library.llama_supports_gpu_offload():
-        # On a CPU, flash attention steps over the other rows' cells one by one: eight rows of 250
-        # tokens took 1.36 times as long as with plain products over all cells.
-        params.flash_attn_type = library.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    context = library.llama_init_from_model(native.pointer, params)
-    if not context:
-        raise EngineError(
-            f"llama.cpp cannot open {size.max_rows} rows of {size.context_length} tokens for "
-            f"{name} ({last_complaint() or 'no reason given'}); lower one of the two"
-        )
-    return context
-
-
-def _free_context(library: Any, batch: Any, context: Any, _native: NativeModel) -> None:
-    """Free what belongs to a context; `_native` is held here so that it outlives it."""
-    library.llama_batch_free(batch)
-    library.llama_free(context)
-
-
-def _default_threads(parameters: int) -> int:
-    # Threads wait for one another after every operation, which costs more than a tiny one.
-    if parameters < _TINY_PARAMETERS:
-        return 1
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _check_size(size: _Size, most_rows: int) -> None:
-    for name in ("context_length", "max_rows", "threads", "batch_tokens"):
-        if getattr(size, name) < 1:
-            raise ConfigError(f"{name} must be at least 1, got {getattr(size, name)}")
-    if size.max_rows > most_rows:
-        raise ConfigError(f"llama.cpp has at most {most_rows} rows, got {size.max_rows}")
-
-
-def _refuse_uncroppable(native: NativeModel) -> None:
-    library, pointer = native.library, native.pointer
-    if library.llama_model_is_recurrent(pointer) or library.llama_model_is_hybrid(pointer):
-        raise EngineError(
-            f"{native.path.stem} keeps a state that cannot be cut back to an earlier token; "
-            "use a model with attention layers only"
-        )
-    if library.llama_model_has_encoder(pointer) or not library.llama_model_has_decoder(pointer):
-        raise EngineError(f"{native.path.stem} is not a decoder-only model; use one that is")
-
-
-def _describe(native: NativeModel, size: _Size, fingerprint: str) -> ModelInfo:
+def _describe(native: NativeModel, size: ContextSize, fingerprint: str) -> ModelInfo:
     library, pointer, vocab = native.library, native.pointer, native.vocab
     parameters = library.llama_model_n_params(pointer)
     vocab_size = library.llama_vocab_n_tokens(vocab)

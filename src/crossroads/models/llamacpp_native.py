@@ -1,17 +1,22 @@
-"""llama.cpp's shared library and the weights it holds; no context, no decoding."""
+"""llama.cpp's shared library, the weights it holds, and contexts to decode in."""
 
 from __future__ import annotations
 
+import ctypes
 import importlib
+import os
 import weakref
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from crossroads.errors import EngineError, WeightsError
+from crossroads.errors import ConfigError, EngineError, WeightsError
 
 INSTALL = 'pip install "crossroads-lm[llamacpp]"'
 _MAGIC = b"GGUF"
 _ERROR_LEVEL = 4  # ggml_log_level
+_UBATCH = 128  # tokens per graph: its scratch memory grows with this times the whole context
+_TINY_PARAMETERS = 20_000_000
 
 
 class _Log:
@@ -96,8 +101,6 @@ class NativeModel:
 
     def metadata(self, key: str) -> str | None:
         """Return one scalar value of the file's header as text."""
-        import ctypes  # noqa: PLC0415
-
         buffer = ctypes.create_string_buffer(256)
         size = self.library.llama_model_meta_val_str(
             self.pointer, key.encode(), buffer, len(buffer)
@@ -109,9 +112,99 @@ class NativeModel:
         self._free()
 
 
-def last_complaint() -> str:
-    """Return what llama.cpp last reported as an error, to be told to the user."""
-    return _log.last_error
+@dataclass(frozen=True, slots=True)
+class ContextSize:
+    """How much a context holds, and how fast it goes: all at least 1."""
+
+    context_length: int
+    max_rows: int
+    threads: int
+    batch_tokens: int
+
+    def check(self, most_rows: int) -> None:
+        """Refuse sizes that cannot work.
+
+        Raises:
+            ConfigError: names the size.
+        """
+        for field in fields(self):
+            if getattr(self, field.name) < 1:
+                raise ConfigError(
+                    f"{field.name} must be at least 1, got {getattr(self, field.name)}"
+                )
+        if self.max_rows > most_rows:
+            raise ConfigError(f"llama.cpp has at most {most_rows} rows, got {self.max_rows}")
+
+
+def open_context(native: NativeModel, size: ContextSize) -> Any:
+    """Return a context in which any subset of `size.max_rows` rows can be read at once.
+
+    Raises:
+        ConfigError: a size that cannot work.
+        EngineError: there is no memory for it.
+    """
+    library = native.library
+    size.check(library.llama_max_parallel_sequences())
+    params = library.llama_context_default_params()
+    # One buffer for all rows, as large as all of them at their longest. With a buffer per row,
+    # llama.cpp runs rows whose numbers do not follow one another as separate batches, and which
+    # rows ask the large model changes with every token: three such rows took 1.8 times as long.
+    params.kv_unified = True
+    params.n_ctx = size.context_length * size.max_rows
+    params.n_seq_max = size.max_rows
+    params.n_batch = size.batch_tokens
+    params.n_ubatch = min(size.batch_tokens, _UBATCH)
+    params.n_threads = params.n_threads_batch = size.threads
+    params.pooling_type = library.LLAMA_POOLING_TYPE_NONE
+    params.embeddings = True  # room for hidden states; switched for every decode
+    params.swa_full = True  # else a sliding window has lost what a crop goes back to
+    params.no_perf = True
+    if library.llama_model_ftype(native.pointer) == library.LLAMA_FTYPE_ALL_F32:
+        # The default float16 would be the only rounding left in a model that nobody quantised.
+        params.type_k = params.type_v = library.GGML_TYPE_F32
+    if not library.llama_supports_gpu_offload():
+        # On a CPU, flash attention steps over the other rows' cells one by one: eight rows of 250
+        # tokens took 1.36 times as long as with plain products over all cells.
+        params.flash_attn_type = library.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    context = library.llama_init_from_model(native.pointer, params)
+    if not context:
+        raise EngineError(
+            f"llama.cpp cannot open {size.max_rows} rows of {size.context_length} tokens for "
+            f"{native.path.stem} ({_log.last_error or 'no reason given'}); lower one of the two"
+        )
+    return context
+
+
+def free_context(library: Any, batch: Any, context: Any, _native: NativeModel) -> None:
+    """Free what belongs to a context; `_native` is held here so that it outlives it."""
+    library.llama_batch_free(batch)
+    library.llama_free(context)
+
+
+def default_threads(parameters: int) -> int:
+    """Return how many threads a model of so many parameters is fastest with."""
+    # Threads wait for one another after every operation, which costs more than a tiny one.
+    if parameters < _TINY_PARAMETERS:
+        return 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def refuse_uncroppable(native: NativeModel) -> None:
+    """Refuse models that cannot take a token back, or that do not continue a text.
+
+    Raises:
+        EngineError: says what the model is.
+    """
+    library, pointer = native.library, native.pointer
+    if library.llama_model_is_recurrent(pointer) or library.llama_model_is_hybrid(pointer):
+        raise EngineError(
+            f"{native.path.stem} keeps a state that cannot be cut back to an earlier token; "
+            "use a model with attention layers only"
+        )
+    if library.llama_model_has_encoder(pointer) or not library.llama_model_has_decoder(pointer):
+        raise EngineError(f"{native.path.stem} is not a decoder-only model; use one that is")
 
 
 def _check_file(path: Path) -> None:
