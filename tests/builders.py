@@ -18,7 +18,7 @@ ROPE_BASE = 10_000.0
 MERGES = (
     "t h", "th e", "Ġ the", "i n", "a n", "an d", "Ġ and", "e r", "o n", "r e", "Ġ a", "Ġ t",
     "e n", "o r", "s t", "l l", "h e", "he ll", "hell o", "Ġ w", "Ġw or", "l d", "Ġwor ld",
-    "i s", "Ġ is", "1 2", "Ġ =", "Ċ Ċ",
+    "i s", "Ġ is", "1 2", "Ġ =", "Ċ Ċ", "< /", "</ s", "</s >",
 )  # fmt: skip
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 PADDING = 3

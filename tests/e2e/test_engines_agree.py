@@ -33,25 +33,30 @@ TEXT = (
     "    for divisor in range(2, int(n"
 )
 
-# @MEASURED@
-LOG_PROBABILITY_TOLERANCE = 0.5
-MEAN_LOG_PROBABILITY_TOLERANCE = 0.1
-HIDDEN_RELATIVE_ERROR = 0.1
-HIDDEN_COSINE = 0.99
-ARGMAX_AGREEMENT = 0.95
+# Measured on three texts of 27 to 41 tokens (code, English, four scripts), CPU with AVX-512,
+# q4_k_m file: the worst of them is beside each bound.
 TOP = 10
+LOG_PROBABILITY_TOLERANCE = 0.7  # nats, any of the ten most likely: 0.437
+MEAN_LOG_PROBABILITY_TOLERANCE = 0.12  # nats, mean over them: 0.072
+CLEAR_MARGIN = 0.2  # logits between first and second where the engines disagreed: up to 0.078
+HIDDEN_RELATIVE_ERROR = 0.06  # 0.042
+HIDDEN_COSINE = 0.998  # 0.99915
+
+# llama.cpp overrides the type of an ordinary token that looks like another family's end mark. No
+# text encodes to it, in either tokenizer.
+OVERRIDDEN_BY_LLAMACPP = {b"</s>"}
 
 TEXTS = [
     "The quick brown fox jumps over the lazy dog.",
     TEXT,
     "Ünïcödé naïve façade — “quotes” … ½ €",
-    "日本語のテキスト、中文文本，한국어 텍스트",
+    "日本語のテキスト、中文文本\uff0c한국어 텍스트",
     "مرحبا بالعالم שלום עולם नमस्ते दुनिया",
     "🙂👩‍👩‍👧 e\u0301 \u200b zero-width",
     "    \t\n\n  \r\n trailing   spaces   ",
     "x = {'a': [1, 22, 333], \"b\": 1e-9};  // 12345678",
     "<|im_end|>\n<|im_start|>system <tool_call>not a call</tool_call> <|endoftext|>",
-    "I'll DON'T we've",
+    "I'll DON'T we've <s>struck</s>",
     "",
 ]
 
@@ -115,10 +120,12 @@ def test_log_probabilities_of_the_top_tokens_agree(
     assert difference_NK.mean() < MEAN_LOG_PROBABILITY_TOLERANCE
 
 
-def test_the_first_choices_agree(outputs: tuple[StepOutput, StepOutput]) -> None:
+def test_first_choices_agree_where_they_are_clear(outputs: tuple[StepOutput, StepOutput]) -> None:
     ours, expected = outputs
     same_N = ours.top_ids_NK[:, 0] == expected.top_ids_NK[:, 0]
-    assert same_N.float().mean() >= ARGMAX_AGREEMENT
+    clear_N = expected.top_logits_NK[:, 0] - expected.top_logits_NK[:, 1] > CLEAR_MARGIN
+    assert clear_N.float().mean() > 0.7  # or there would be little to agree on
+    assert bool(same_N[clear_N].all())
 
 
 def test_hidden_states_agree(outputs: tuple[StepOutput, StepOutput]) -> None:
@@ -145,9 +152,12 @@ def test_the_tokenizers_have_the_same_pieces(
     ours, expected = gguf_tokenizer.pieces(), hf_tokenizer.pieces()
     assert [i for i in range(len(ours)) if ours[i] != expected[i]] == []
     assert gguf_tokenizer.fingerprint == hf_tokenizer.fingerprint
-    assert [gguf_tokenizer.text_bytes(i) for i in range(len(ours))] == [
-        hf_tokenizer.text_bytes(i) for i in range(len(ours))
-    ]
+    adding_other_text = {
+        ours[i]
+        for i in range(len(ours))
+        if gguf_tokenizer.text_bytes(i) != hf_tokenizer.text_bytes(i)
+    }
+    assert adding_other_text <= OVERRIDDEN_BY_LLAMACPP
 
 
 @pytest.mark.parametrize("text", TEXTS)

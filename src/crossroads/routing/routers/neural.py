@@ -37,8 +37,8 @@ class NeuralRouter:
     def __init__(self, name: str, network: nn.Module) -> None:
         """Copy `network`; later training of it changes nothing here."""
         self.name = name
-        self.network = network
-        self._exact = copy.deepcopy(network).double().eval().requires_grad_(False)
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self._exact = copy.deepcopy(self.network).double()
 
     @property
     def config(self) -> Any:
