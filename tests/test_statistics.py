@@ -106,9 +106,16 @@ def test_chunks_of_resamples_do_not_change_the_result(monkeypatch):
     assert ratio_interval(top, bottom, 2, resamples=101) == whole
 
 
+def test_clusters_without_anything_change_nothing():
+    top, bottom = np.array([1, 4, 2]), np.array([3, 9, 9])
+    spread = ratio_interval(np.insert(top, [0, 2], 0), np.insert(bottom, [0, 2], 0), seed=0)
+    assert spread == ratio_interval(top, bottom, seed=0)
+    assert ratio_interval([1, 0, 0], [2, 0, 0], seed=0) == Interval(0.0, 1.0)
+
+
 def test_resamples_without_a_denominator_are_left_out():
-    interval = ratio_interval([1, 0, 0], [2, 0, 0], seed=0)
-    assert interval == Interval(0.5, 0.5)
+    interval = ratio_interval([1, 1], [2, 0], seed=0)
+    assert interval == Interval(0.5, 1.0)
 
 
 def test_one_cluster_promises_nothing():

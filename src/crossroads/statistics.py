@@ -74,9 +74,9 @@ def ratio_interval(
 ) -> Interval:
     """Return the percentile bootstrap interval of `sum(numerators) / sum(denominators)`.
 
-    Resamples whose denominators sum to 0 have no ratio and are left out. The bootstrap cannot see
-    past the data: where every cluster has the same ratio the interval is that point. One cluster
-    says nothing about other clusters: the interval of a share is then [0, 1].
+    Clusters with neither numerator nor denominator change nothing. The bootstrap cannot see past
+    the data: where every cluster has the same ratio the interval is that point. One cluster says
+    nothing about other clusters: the interval of a share is then [0, 1].
 
     Raises:
         DataError: the inputs differ in length, no denominator is positive, or a single cluster
@@ -92,6 +92,8 @@ def ratio_interval(
         )
     if bottom_C.sum() <= 0:
         raise DataError("a ratio needs at least one cluster with a positive denominator")
+    counts_C = (top_C != 0) | (bottom_C != 0)
+    top_C, bottom_C = top_C[counts_C], bottom_C[counts_C]
     if len(top_C) == 1:
         return _one_cluster(float(top_C[0] / bottom_C[0]))
     order = np.lexsort((bottom_C, top_C))
@@ -101,7 +103,7 @@ def ratio_interval(
     for count in _chunks(resamples, len(top_C)):
         drawn_RC = generator.integers(len(top_C), size=(count, len(top_C)))
         bottom_R = bottom_C[drawn_RC].sum(axis=1)
-        kept_R = bottom_R > 0
+        kept_R = bottom_R > 0  # clusters of numerators alone have no ratio
         ratios.append(top_C[drawn_RC].sum(axis=1)[kept_R] / bottom_R[kept_R])
     return _percentiles(np.concatenate(ratios), level)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ from crossroads.models.pairs import Pair
 from crossroads.routing.features import FEATURES
 from crossroads.types import Label, Message, Problem, SilentProgress, Split
 from laws.pairs import scripted_pair
+from laws.spy import Spy
 
 JUDGE = LikelihoodJudge(0.1)
 CONFIG = LabelConfig(max_tokens=300, max_rows=4)
@@ -35,20 +35,6 @@ def problems(count: int = 15) -> list[Problem]:
 def label_all(pair: Pair, folder: Path, count: int = 15) -> LabelledDataset:
     label(pair, problems(count), JUDGE, folder, SilentProgress(), CONFIG)
     return LabelledDataset.open(folder)
-
-
-class Spy:
-    """A router that keeps the features of every token and sends all of them to the large model."""
-
-    name, parameters = "spy", 0
-
-    def __init__(self, inputs: tuple[str, ...]) -> None:
-        self.inputs = inputs
-        self.seen: list[Mapping[str, Tensor]] = []
-
-    def score(self, features: Mapping[str, Tensor]) -> Tensor:
-        self.seen.append(dict(features))
-        return torch.ones(len(next(iter(features.values()))))
 
 
 def live_features(pair: Pair, dataset: LabelledDataset, problem_id: str) -> dict[str, Tensor]:

@@ -15,8 +15,8 @@ from rich.progress import (
     Task,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 PLAIN_INTERVAL_SECONDS = 15.0
@@ -98,12 +98,12 @@ class RichProgress:
         self._bar: Progress | None = None
         if self.console.is_terminal:
             self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                _Amount(),
-                TimeElapsedColumn(),
-                _Left(),
+                TextColumn("{task.description}", table_column=Column(no_wrap=True, ratio=1)),
+                BarColumn(bar_width=16),
+                _Amount(table_column=Column(no_wrap=True)),
+                _Left(table_column=Column(no_wrap=True)),
                 console=self.console,
+                expand=True,
             )
 
     def __enter__(self) -> RichProgress:

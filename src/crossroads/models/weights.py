@@ -129,6 +129,8 @@ def fetch(
                 return _fetch_from(source, file, progress)
             except SourceError as error:
                 failures.append(f"{source.label}: {error}")
+                with suppress(OSError):  # not empty: finished parts wait there for another day
+                    partial_path(file.sha256).rmdir()
     reasons = "; ".join(failures) or "no source is known"
     raise WeightsError(f"cannot get {file.name}: {reasons}. A copy can be given with --from PATH")
 
