@@ -13,7 +13,7 @@ from crossroads.errors import RequestError
 from crossroads.models.pairs import Pair
 from crossroads.models.scripted import Prefix, ScriptedLM, ScriptedTokenizer
 from crossroads.training.threshold import NEVER
-from crossroads.types import FinishReason, Role, Usage
+from crossroads.types import FinishReason, Role
 from laws.pairs import alone, mixed, random_requests, scripted_pair
 
 
@@ -126,8 +126,11 @@ def test_a_model_alone_is_charged_for_its_own_tokens() -> None:
 
 
 def test_active_parameters_of_the_ends_and_the_middle() -> None:
-    usage = Usage(small_tokens=80, large_tokens=20)
-    assert active_parameters(usage, 10, 100, 1) == pytest.approx(10 + 1 + 0.2 * 100)
-    alone_large = Usage(large_tokens=5)
-    assert active_parameters(alone_large, 10, 100, 1, mixed=False) == 100
-    assert active_parameters(Usage(small_tokens=5), 10, 100, 1, mixed=False) == 10
+    pair, requests = scripted_pair(), random_requests(3, 5)
+    (trace,) = mixed(pair, requests[:1], 0.6)
+    expected = 10 + 1 + trace.usage.large_fraction * 100
+    assert active_parameters(trace.records, 10, 100, 1) == pytest.approx(expected)
+    for role, cost in ((Role.SMALL, 10), (Role.LARGE, 100)):
+        (trace,) = alone(pair, role, requests[:1])
+        assert active_parameters(trace.records, 10, 100, 1) == cost
+    assert active_parameters((), 10, 100, 1) == 0

@@ -159,7 +159,7 @@ def _usage_line(models: MixedModels, trace: Trace, seconds: float, first: float)
 
     usage = trace.usage
     active = active_parameters(
-        usage,
+        trace.records,
         models.small.info.active_parameters,
         models.large.info.active_parameters,
         models.router.parameters,

@@ -31,7 +31,7 @@ from crossroads.training.threshold import NEVER
 from crossroads.training.train import Trained, train
 from crossroads.types import Problem, Role
 
-TASKS = ("reasoning_gym:gsm_symbolic",)
+TASKS = ("reasoning_gym:chain_sum",)
 _EVALUATION_SEED = 1_000_003
 """Added to the seed, so that labelled and evaluated problems come from different streams."""
 
@@ -225,7 +225,7 @@ def _report(pair: Pair, trained: Trained, runs: Sequence[SystemRun], out: Path, 
             run,
             pair.small.info.active_parameters,
             pair.large.info.active_parameters,
-            trained.router.parameters,
+            trained.router.parameters if run.kind is SystemKind.ROUTER else 0,
         )
         for run in runs
     ]

@@ -1,20 +1,25 @@
-"""What a generation cost, in active parameters and in words."""
+"""What a generation cost, in active parameters."""
 
 from __future__ import annotations
 
-from crossroads.types import Usage
+from collections.abc import Sequence
+
+from crossroads.types import Role, TokenRecord
 
 
-def active_parameters(
-    usage: Usage, small: int, large: int, router: int, *, mixed: bool = True
-) -> float:
-    """Return active parameters per generated token.
+def active_parameters(records: Sequence[TokenRecord], small: int, large: int, router: int) -> float:
+    """Return the active parameters per generated token; 0 without tokens.
 
-    `small + large_fraction * large + router` (R2R, arXiv 2505.21600, section 4): the small model
-    proposes every token, the large one writes its share. With `mixed` False one model worked
-    alone and no router. The tokens of a lag ride along in the call that writes one token, as a
-    prompt's do; they are reported as `lag_tokens`, not here.
+    `small + large_fraction * large + router` for a mixed generation (R2R, arXiv 2505.21600,
+    section 4), counted record by record: a model counts once for each token for which it was
+    asked. The large model reads its lag in the call that writes a token, as it would a prompt;
+    the lag does not count again.
     """
-    if not mixed:
-        return usage.large_fraction * large + (1 - usage.large_fraction) * small
-    return small + router + usage.large_fraction * large
+    if not records:
+        return 0.0
+    proposed = sum(record.proposed_id is not None for record in records)
+    scored = sum(record.score is not None for record in records)
+    by_large = sum(record.writer is Role.LARGE for record in records)
+    small_alone = sum(r.writer is Role.SMALL and r.proposed_id is None for r in records)
+    reads = small * (proposed + small_alone) + router * scored + large * by_large
+    return reads / len(records)

@@ -132,7 +132,7 @@ def _inlined(svg: str) -> str:
     for colour, variable in _VARIABLES.items():
         body = body.replace(colour, variable)
     body = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font: \1 var(--sans)", body)
-    return f"{head} aria-hidden=\"true\">{body}"
+    return f'{head} aria-hidden="true">{body}'
 
 
 def _import_matplotlib() -> tuple[Any, Any]:

@@ -67,18 +67,22 @@ def grade(answer_text: str, gold: str) -> Grade:
         return Grade(False, None, "the box is empty")
     if len(answer) > _MAX_ANSWER:
         return Grade(False, None, f"the box holds {len(answer)} characters, too many for an answer")
+    return _grade_plainly(answer, gold) or _grade_mathematics(answer, gold)
+
+
+def _grade_plainly(answer: str, gold: str) -> Grade | None:
+    """Grade texts and plain numbers; None if it takes mathematics."""
     if _plain(answer) == _plain(gold):
         return Grade(True, answer, "equal as text")
     found, wanted = _number(answer), _number(gold)
     if found is not None and wanted is not None:
-        if found == wanted:
-            return Grade(True, answer, "equal as numbers")
-        return Grade(False, answer, "another number")
+        same = found == wanted
+        return Grade(same, answer, "equal as numbers" if same else "another number")
     if not _is_mathematics(gold):
         return Grade(False, answer, "another text")
     if wanted is not None and ":" in answer:
         return Grade(False, answer, "a time or a ratio instead of a number")
-    return _grade_mathematics(answer, gold)
+    return None
 
 
 def last_boxed(text: str) -> str | None:
@@ -99,7 +103,7 @@ def _plain(text: str) -> str:
 
 
 def _number(text: str) -> Fraction | None:
-    """Return a plain number, `1,234`, `1/2` or `\\frac{1}{2}` exactly; None for anything else."""
+    r"""Return a plain number, `1,234`, `1/2` or `\frac{1}{2}` exactly; None for anything else."""
     text = _FRACTION.sub(r"\1\2/\3", text).replace("\\$", "").replace("{,}", ",").replace("\\!", "")
     text = re.sub(r"^([-+]) +", r"\1", _plain(text).replace("\u2212", "-"))
     top, slash, bottom = (part.strip() for part in text.partition("/"))

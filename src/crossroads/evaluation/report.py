@@ -198,7 +198,8 @@ def _comparisons(runs: Sequence[SystemRun]) -> list[_Comparison]:
             if graded.problem.id in mine
         ]
         if run is not router and pairs:
-            difference = paired_difference(*zip(*pairs, strict=True), seed=_SEED)
+            first, second = zip(*pairs, strict=True)
+            difference = paired_difference(first, second, seed=_SEED)
             found.append(_comparison(run.name, difference))
     return found
 

@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
+from crossroads.decoding.cost import active_parameters
 from crossroads.errors import DataError
 from crossroads.evaluation.grading import Grade
 from crossroads.statistics import Interval, accuracy_interval, ratio_interval
-from crossroads.types import Message, Problem, Role, Trace, Usage
+from crossroads.types import Message, Problem, Trace, Usage
 
 _SEED = 0  # of the intervals; fixed, so that the same runs always give the same report
 
@@ -62,7 +63,7 @@ class SystemRun:
 
     name: str
     threshold: float | None
-    graded: list[GradedTrace]
+    graded: tuple[GradedTrace, ...]
     seconds: float
     kind: SystemKind = SystemKind.BASELINE
     recall: float | None = None
@@ -88,7 +89,7 @@ class SystemRun:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> SystemRun:
         """Return the run that `to_json` wrote."""
-        graded = [GradedTrace.from_json(item) for item in value["graded"]]
+        graded = tuple(GradedTrace.from_json(item) for item in value["graded"])
         return cls(**{**value, "kind": SystemKind(value["kind"]), "graded": graded})
 
 
@@ -147,6 +148,7 @@ def summarise_run(
     if not run.graded:
         raise DataError(f"{run.name} answered no problems; there is nothing to summarise")
     usages = [graded.trace.usage for graded in run.graded]
+    records = [record for graded in run.graded for record in graded.trace.records]
     total = run.usage
     correct = [graded.grade.correct for graded in run.graded]
     return SystemSummary(
@@ -158,8 +160,8 @@ def summarise_run(
         large_fraction_interval=_fraction_interval(usages),
         tokens_per_second=total.generated_tokens / run.seconds if run.seconds > 0 else 0.0,
         mean_tokens=total.generated_tokens / len(usages),
-        active_parameters_per_token=_active_parameters(
-            run, small_parameters, large_parameters, router_parameters
+        active_parameters_per_token=active_parameters(
+            records, small_parameters, large_parameters, router_parameters
         ),
         n_problems=len(correct),
         unparsed=sum(graded.grade.unparsed for graded in run.graded),
@@ -179,20 +181,3 @@ def _fraction_interval(usages: list[Usage]) -> Interval:
         share = sum(large) / sum(generated)
         return Interval(share, share)
     return ratio_interval(large, generated, _SEED)
-
-
-def _active_parameters(run: SystemRun, small: int, large: int, router: int) -> float:
-    """Return the parameters read per generated token, averaged over all tokens.
-
-    The measure of the R2R paper: a model counts once for each token for which it was asked. The
-    large model reads its lag in one pass, so the lag does not count again.
-    """
-    records = [record for graded in run.graded for record in graded.trace.records]
-    if not records:
-        return 0.0
-    proposed = sum(record.proposed_id is not None for record in records)
-    scored = sum(record.score is not None for record in records)
-    written_by_large = sum(record.writer is Role.LARGE for record in records)
-    asked_alone = sum(r.writer is Role.SMALL and r.proposed_id is None for r in records)
-    reads = small * (proposed + asked_alone) + router * scored + large * written_by_large
-    return reads / len(records)

@@ -36,19 +36,17 @@ def tables_of(value: Mapping[str, Any], title: str) -> list[Table]:
 
 
 def cell(value: Any) -> str:
-    """Return one value as a reader wants it: four digits, lists in a line, intervals in brackets."""
-    if value is None:
-        return "\u2013"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
+    """Return one value as a reader wants it: four digits, lists in a line, bracketed intervals."""
     if isinstance(value, float):
         return f"{value:.4g}"
-    if isinstance(value, Mapping) and set(value) == _INTERVAL:
-        return f"[{cell(value['low'])}, {cell(value['high'])}]"
+    if isinstance(value, Mapping):
+        if set(value) == _INTERVAL:
+            return f"[{cell(value['low'])}, {cell(value['high'])}]"
+        return ", ".join(f"{name}: {cell(item)}" for name, item in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(cell(item) for item in value)
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name}: {cell(item)}" for name, item in value.items())
+    if value is None or isinstance(value, bool):
+        return {None: "\u2013", True: "yes", False: "no"}[value]
     return str(value)
 
 
@@ -70,9 +68,9 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             inner = {name: item}
         for inner_name, inner_item in inner.items():
-            found[inner_name] = _merged(found[inner_name], inner_item) if (
-                inner_name in found
-            ) else inner_item
+            found[inner_name] = (
+                _merged(found[inner_name], inner_item) if (inner_name in found) else inner_item
+            )
     return found
 
 

@@ -13,7 +13,9 @@ from crossroads.types import Message, Problem
 INSTRUCTION = "Think step by step, then give the final answer in \\boxed{}."
 
 # Levels at which models of about a billion parameters neither always fail nor always succeed.
-LEVELS: dict[str, dict[str, Any]] = {}
+LEVELS: dict[str, dict[str, Any]] = {
+    "chain_sum": {"min_terms": 4, "max_terms": 5, "min_digits": 3, "max_digits": 3},
+}
 
 # How many candidates are looked at for each problem wanted before a data set counts as exhausted.
 _CANDIDATES_PER_PROBLEM = 20
