@@ -209,8 +209,8 @@ def test_page_is_the_same_bytes_each_time(tmp_path, runs, summaries):
 
 def test_page_tells_the_result_the_failures_and_the_doubt(tmp_path, runs, summaries):
     text = written(tmp_path / "page.html", runs, summaries)
-    assert "router answered 80 % correctly" in text
-    assert "30 % for the small model alone" in text
+    assert "router answered 80\u00a0% correctly" in text
+    assert "30\u00a0% for the small model alone" in text
     assert "no complete \\boxed{}" in text
     assert "+50 [" in text
     assert "no difference seen" in text
@@ -233,6 +233,6 @@ def test_any_json_becomes_tables():
     tables = tables_of({"seed": 1, "empty": {}, "none": None, **TRAINING}, "Training")
     scalars = dict(tables[0].rows)
     assert scalars["seed"] == "1"
-    assert scalars["base rates \u203a divergent"] == "0.031"
+    assert scalars["base_rates \u203a divergent"] == "0.031"
     assert tables[1].header == ("router", "test \u203a recall", "test \u203a positives")
     assert tables[1].rows == (("default", "0.95 [0.9, 0.99]", "40"),)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("prompt")
-@pair_options
+@pair_options(context=4096)
 @click.option(
     "--router",
     default="entropy",

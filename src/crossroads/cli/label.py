@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 @click.option("--task", default=None, help="Problems of a task, such as reasoning_gym:chain_sum.")
 @click.option("--count", default=100, show_default=True, help="How many of the task's problems.")
 @click.option("--seed", default=0, show_default=True, help="Seed of problems and splits.")
-@pair_options
+@pair_options(context=2048)
 @click.option("--judge", default="likelihood", show_default=True)
 @click.option("--max-tokens", default=512, show_default=True, help="Longest response.")
-@click.option("--rows", default=8, show_default=True, type=click.IntRange(1), help="Rows at once.")
+@click.option("--rows", default=16, show_default=True, type=click.IntRange(1), help="Rows at once.")
 def label(
     out: Path,
     problems: Path | None,

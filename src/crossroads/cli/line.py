@@ -40,10 +40,10 @@ _EVALUATION_SEED = 1_000_003
 class Plan:
     """How much of everything. Few problems mean wide intervals: they are printed."""
 
-    label_count: int = 72
-    evaluate_count: int = 24
-    max_tokens: int = 320
-    rows: int = 8
+    label_count: int = 32
+    evaluate_count: int = 12
+    max_tokens: int = 400
+    rows: int = 16
     target_recall: float = 0.95
     seed: int = 0
 

@@ -6,11 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
-
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,31 +35,38 @@ class PairOptions:
         )
 
 
-def pair_options(function: Callable[..., None]) -> Callable[..., None]:
+def pair_options(context: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Add --pair, --small, --large, --context and --threads; pass them as `models`."""
 
-    @click.option("--pair", default=None, help="Pair by name; see `crossroads pairs`.")
-    @click.option("--small", default=None, help="Small model: name, .gguf, folder or hub repo.")
-    @click.option("--large", default=None, help="Large model: name, .gguf, folder or hub repo.")
-    @click.option(
-        "--context", default=4096, show_default=True, type=click.IntRange(1), help="Tokens per row."
-    )
-    @click.option(
-        "--threads", default=None, type=click.IntRange(1), help="CPU threads [default: all cores]."
-    )
-    @wraps(function)
-    def wrapper(
-        *,
-        pair: str | None,
-        small: str | None,
-        large: str | None,
-        context: int,
-        threads: int | None,
-        **rest: Any,
-    ) -> None:
-        function(models=PairOptions(pair, small, large, context, threads), **rest)
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @click.option("--pair", default=None, help="Pair by name; see `crossroads pairs`.")
+        @click.option("--small", default=None, help="Small model: name, .gguf, folder or hub repo.")
+        @click.option("--large", default=None, help="Large model: name, .gguf, folder or hub repo.")
+        @click.option(
+            "--context",
+            default=context,
+            show_default=True,
+            type=click.IntRange(1),
+            help="Tokens per row, prompt included.",
+        )
+        @click.option(
+            "--threads", default=None, type=click.IntRange(1), help="CPU threads [default: cores]."
+        )
+        @wraps(function)
+        def wrapper(
+            *,
+            pair: str | None,
+            small: str | None,
+            large: str | None,
+            context: int,
+            threads: int | None,
+            **rest: Any,
+        ) -> None:
+            function(models=PairOptions(pair, small, large, context, threads), **rest)
 
-    return wrapper
+        return wrapper
+
+    return decorate
 
 
 FOLDER = click.Path(file_okay=False, path_type=Path)

@@ -10,7 +10,7 @@ from crossroads.cli.options import FOLDER, PairOptions, pair_options
 
 
 @click.command()
-@pair_options
+@pair_options(context=1024)
 @click.option(
     "--out",
     type=FOLDER,
@@ -18,12 +18,12 @@ from crossroads.cli.options import FOLDER, PairOptions, pair_options
     show_default=True,
     help="Folder of the run; an unfinished run there goes on.",
 )
-@click.option("--label", "label_count", default=72, show_default=True, help="Problems to label.")
+@click.option("--label", "label_count", default=32, show_default=True, help="Problems to label.")
 @click.option(
-    "--evaluate", "evaluate_count", default=24, show_default=True, help="Other problems to answer."
+    "--evaluate", "evaluate_count", default=12, show_default=True, help="Other problems to answer."
 )
-@click.option("--max-tokens", default=320, show_default=True, help="Longest answer.")
-@click.option("--rows", default=8, show_default=True, type=click.IntRange(1), help="Rows at once.")
+@click.option("--max-tokens", default=400, show_default=True, help="Longest answer.")
+@click.option("--rows", default=16, show_default=True, type=click.IntRange(1), help="Rows at once.")
 @click.option("--target-recall", default=0.95, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 def quickstart(models: PairOptions, out: Path, **options: int | float) -> None:

@@ -155,6 +155,11 @@ def _percent(share: float | None) -> str:
     return "\u2013" if share is None else f"{100 * share:.1f}"
 
 
+def _whole_percent(share: float) -> str:
+    """Return the share for running text; the space does not break."""
+    return f"{100 * share:.0f}\u00a0%"
+
+
 def _with_interval(share: float, interval: Interval) -> str:
     if interval.low == interval.high == share:
         return f"{100 * share:.0f}"
@@ -169,11 +174,11 @@ def _headline(summaries: Sequence[SystemSummary]) -> str:
         return "No trained router was run; the systems are compared below."
     sentence = (
         f"Over {router.n_problems} problems the large model wrote "
-        f"{100 * router.large_fraction:.0f} % of the tokens and {router.name} answered "
-        f"{100 * router.accuracy:.0f} % correctly"
+        f"{_whole_percent(router.large_fraction)} of the tokens and {router.name} answered "
+        f"{_whole_percent(router.accuracy)} correctly"
     )
     alone = [
-        f"{100 * first[kind].accuracy:.0f} % for the {kind.value} model alone"
+        f"{_whole_percent(first[kind].accuracy)} for the {kind.value} model alone"
         for kind in (SystemKind.SMALL, SystemKind.LARGE)
         if kind in first
     ]

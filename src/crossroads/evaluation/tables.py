@@ -83,4 +83,5 @@ def _joined(title: str, name: str) -> str:
 
 
 def _words(name: str) -> str:
-    return name.replace("_", " ").replace(".", " \u203a ")
+    """Return a dotted name for reading; its parts stay the names that the code and docs use."""
+    return name.replace(".", " \u203a ")
