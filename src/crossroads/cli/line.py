@@ -128,13 +128,13 @@ def problems(plan: Plan) -> tuple[list[Problem], list[Problem]]:
 
 def _costs(plan: Plan) -> dict[str, float]:
     """Return typical seconds per stage on two cores; later stages are scaled by earlier ones."""
-    mixed = 2.5 * plan.evaluate_count
+    mixed = 4.2 * plan.evaluate_count
     return {
-        "load": 5,
-        "label": 4.6 * plan.label_count,
-        "train": 20,
-        "small alone": 1.5 * plan.evaluate_count,
-        "large alone": 3.0 * plan.evaluate_count,
+        "load": 8,
+        "label": 8.5 * plan.label_count,
+        "train": 15,
+        "small alone": 2.0 * plan.evaluate_count,
+        "large alone": 4.0 * plan.evaluate_count,
         "router": mixed,
         "entropy": mixed,
         "random": mixed,
