@@ -31,7 +31,7 @@ _SCORE_ROWS = 8192
 class FitConfig:
     """How a router is trained. `objective` is the positive class of the loss and of recall."""
 
-    inputs: tuple[str, ...] = ("entropy", "margin", "proposed_logprob", "top_logprobs", "hidden")
+    inputs: tuple[str, ...] = ("entropy", "margin", "proposed_logprob", "top_logprobs")
     architecture: str = "mlp"
     network: Mapping[str, Any] | None = None
     objective: str = "divergent"
