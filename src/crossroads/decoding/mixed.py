@@ -221,11 +221,12 @@ def generate(
     requests: Sequence[Request],
     *,
     max_rows: int = 8,
-    on_token: Callable[[Event], None] | None = None,
+    on_token: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[int, Trace]]:
     """Yield (index of the request, its trace) as rows finish, `max_rows` at a time.
 
-    A waiting request joins as soon as a row is free. Rows do not influence each other.
+    A waiting request joins as soon as a row is free. Rows do not influence each other. `on_token`
+    hears of every token, with the number of open rows.
     """
     loop = MixedLoop(models)
     waiting = list(enumerate(requests))[::-1]
@@ -237,7 +238,7 @@ def generate(
                 number_of[loop.add(request)] = number
             for event in loop.step():
                 if on_token is not None:
-                    on_token(event)
+                    on_token(len(number_of))
                 if event.trace is not None:
                     yield number_of.pop(event.row), event.trace
     finally:

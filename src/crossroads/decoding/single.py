@@ -20,12 +20,12 @@ def generate_alone(
     requests: Sequence[Request],
     *,
     max_rows: int = 8,
-    on_token: Callable[[TokenRecord], None] | None = None,
+    on_token: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[int, Trace]]:
     """Yield (index of the request, its trace) as rows finish, `max_rows` at a time.
 
     `role` chooses the random stream, so that a row sampled here equals the mixed loop's at its
-    end of the threshold.
+    end of the threshold. `on_token` hears of every token, with the number of open rows.
     """
     waiting = list(enumerate(requests))[::-1]
     rows: dict[int, tuple[RowState, KVCache]] = {}
@@ -53,7 +53,7 @@ def generate_alone(
                 )
                 state.append(record)
                 if on_token is not None:
-                    on_token(record)
+                    on_token(len(rows))
                 if state.finish_reason is not None:
                     del rows[number]
                     cache.release()

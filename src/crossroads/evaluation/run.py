@@ -11,6 +11,7 @@ import numpy as np
 
 from crossroads.artifacts import ResumableLog, pin_config
 from crossroads.decoding.mixed import MixedModels, generate
+from crossroads.decoding.progress import AnswerProgress
 from crossroads.decoding.request import Request
 from crossroads.decoding.single import generate_alone
 from crossroads.errors import DataError
@@ -70,13 +71,14 @@ def run_system(
     missing = [problem for problem in problems if problem.id not in done]
     progress.start(system.name, len(problems), "problems")
     progress.advance(len(problems) - len(missing))
+    shown = AnswerProgress(progress, config.max_tokens)
     before = time.perf_counter()
-    for trace in _traces(pair, system, missing, config):
+    for trace in _traces(pair, system, missing, config, shown):
         now = time.perf_counter()
         log.append({"trace": trace.to_json(), "seconds": now - before})
         done[trace.id] = (trace, now - before)
         before = now
-        progress.advance()
+        shown.answer(len(trace.records))
     progress.finish()
     return _graded(system, problems, done)
 
@@ -93,7 +95,11 @@ def _identity(pair: Pair, system: System, config: RunConfig) -> dict[str, object
 
 
 def _traces(
-    pair: Pair, system: System, problems: Sequence[Problem], config: RunConfig
+    pair: Pair,
+    system: System,
+    problems: Sequence[Problem],
+    config: RunConfig,
+    shown: AnswerProgress,
 ) -> Iterator[Trace]:
     requests = [
         Request(
@@ -106,14 +112,20 @@ def _traces(
     if system.role is not None:
         model = pair.small if system.role is Role.SMALL else pair.large
         alone = generate_alone(
-            model, system.role, pair.tokenizer, requests, max_rows=config.max_rows
+            model,
+            system.role,
+            pair.tokenizer,
+            requests,
+            max_rows=config.max_rows,
+            on_token=shown.token,
         )
         yield from (trace for _, trace in alone)
         return
     assert system.router is not None
     assert system.threshold is not None
     models = MixedModels(pair.small, pair.large, system.router, pair.tokenizer, system.threshold)
-    yield from (trace for _, trace in generate(models, requests, max_rows=config.max_rows))
+    mixed = generate(models, requests, max_rows=config.max_rows, on_token=shown.token)
+    yield from (trace for _, trace in mixed)
 
 
 def _graded(

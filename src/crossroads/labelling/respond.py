@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crossroads.artifacts import ResumableLog
+from crossroads.decoding.progress import AnswerProgress
 from crossroads.decoding.request import Request
 from crossroads.decoding.single import generate_alone
 from crossroads.models.base import CausalLM, Tokenizer
@@ -49,7 +50,11 @@ def respond(
     ]
     progress.start("large model answers", len(problems), "problems")
     progress.advance(len(problems) - len(missing))
-    for index, trace in generate_alone(large, Role.LARGE, tokenizer, requests, max_rows=max_rows):
+    shown = AnswerProgress(progress, max_tokens)
+    answers = generate_alone(
+        large, Role.LARGE, tokenizer, requests, max_rows=max_rows, on_token=shown.token
+    )
+    for index, trace in answers:
         problem = missing[index]
         response = Response(
             problem.id,
@@ -61,7 +66,7 @@ def respond(
         )
         log.append(_to_json(response))
         done[problem.id] = response
-        progress.advance()
+        shown.answer(len(trace.records))
     progress.finish()
     return [done[problem.id] for problem in problems]
 
