@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crossroads.decoding.progress import AnswerProgress
@@ -26,6 +26,7 @@ class Steps(SilentProgress):
         self.steps.append(amount)
 
 
+@settings(max_examples=20, deadline=None)
 @given(st.integers(0, 1000), st.integers(1, 8))
 def test_progress_only_grows_and_ends_at_the_number_of_answers(seed: int, rows: int) -> None:
     pair, requests, steps = scripted_pair(), random_requests(6, seed), Steps()
