@@ -37,7 +37,7 @@ def train(
     from crossroads.cli.console import RichProgress, console
     from crossroads.dataset import LabelledDataset
     from crossroads.training.fit import FitConfig
-    from crossroads.training.report import report_table
+    from crossroads.training.report import recalls_table, report_table
     from crossroads.training.train import train as train_router
 
     changes: dict[str, object] = {}
@@ -49,7 +49,8 @@ def train(
     labelled = LabelledDataset.open(dataset)
     with RichProgress() as progress:
         trained = train_router(labelled, config, out, progress)
-    console().print(report_table(trained.report["rows"], objective))
+    rows = trained.report["rows"]
+    console().print(report_table(rows, objective, target_recall), recalls_table(rows))
     console().print(
         f"threshold {trained.threshold:.4f} for {100 * target_recall:.0f} % recall; router in {out}"
     )

@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 import rich.table
 from markupsafe import Markup
+from rich.box import SIMPLE
 from rich.text import Text
 
 from crossroads.artifacts import write_text
@@ -39,6 +40,14 @@ _COLUMNS = (
     "recall %",
     "positive_rate %",
     "unparsed",
+)
+_TERMINAL_COLUMNS = (
+    "correct %",
+    "large_fraction %",
+    "tokens/s",
+    "active params/token",
+    "recall %",
+    "positive_rate %",
 )
 
 
@@ -80,16 +89,29 @@ class _ProblemView:
         return len({answer.verdict == "correct" for answer in self.answers}) > 1
 
 
-def terminal_table(summaries: Sequence[SystemSummary]) -> rich.table.Table:
-    """Return the summary rows as a terminal table; brackets are 95 % intervals."""
+def terminal_table(summaries: Sequence[SystemSummary], rows: int | None = None) -> rich.table.Table:
+    """Return the summary rows as a table that fits 80 columns; brackets are 95 % intervals.
+
+    `rows` is how many answers ran at a time, which the speeds belong to. The page has the rest.
+    """
     problems = max((summary.n_problems for summary in summaries), default=0)
-    table = rich.table.Table(title=f"{problems} problems; brackets: 95 % intervals")
-    table.add_column("system")
-    for column in _COLUMNS:
-        table.add_column(column, justify="right")
+    at_a_time = "" if rows is None else f", at most {rows} at a time"
+    table = rich.table.Table(
+        title=f"{problems} problems{at_a_time}; [95 % intervals]",
+        title_justify="left",
+        box=SIMPLE,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("system", no_wrap=True)
+    for column in ("correct %", "large_\nfraction %", "tokens\n/s", "params\n/token"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for column in ("test\nrecall %", "positive_\nrate %"):
+        table.add_column(column, justify="right", no_wrap=True)
     for summary in summaries:
-        cells = [summary.name, *_cells(summary)]
-        table.add_row(*(Text(cell) for cell in cells))  # Text: a name is not rich markup
+        cells = dict(zip(_COLUMNS, _cells(summary), strict=True))
+        shown = [summary.name, *(cells[column] for column in _TERMINAL_COLUMNS)]
+        table.add_row(*(Text(cell) for cell in shown))  # Text: a name is not rich markup
     return table
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from rich.box import SIMPLE
 from rich.table import Table
 
 from crossroads.dataset import LabelledDataset, Positions
@@ -95,26 +96,52 @@ def report_json(rows: Sequence[ReportRow]) -> list[dict[str, Any]]:
     return [asdict(row) for row in rows]
 
 
-def report_table(rows: Sequence[Mapping[str, Any]], objective: str) -> Table:
-    """Return the rows (as `report_json` gives them) as a terminal table, in percent."""
-    table = Table(title=f"routers on the test split (positive class: {objective})")
+def report_table(rows: Sequence[Mapping[str, Any]], objective: str, target_recall: float) -> Table:
+    """Return the rows (as `report_json` gives them) at one recall target, in percent."""
+    chosen = [row for row in rows if row["target_recall"] == target_recall]
+    positives = chosen[0]["test"]["point"]["positives"]
+    table = Table(
+        title=f"routers calibrated to {100 * target_recall:g} % recall of {objective} tokens, "
+        f"on the test split ({positives} of them; [95 % intervals])",
+        title_justify="left",
+        box=SIMPLE,
+    )
     table.add_column("router")
-    for column in ("target recall", "threshold", "recall", "positive_rate", "positives"):
-        table.add_column(column, justify="right")
-    last = None
-    for row in rows:
-        if last not in (None, row["router"]):
-            table.add_section()
+    for column in ("threshold", "recall %", "positive_rate %"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in chosen:
         test = row["test"]
         table.add_row(
-            "" if row["router"] == last else row["router"],
-            f"{100 * row['target_recall']:.0f} %",
+            row["router"],
             f"{test['point']['threshold']:.4f}",
             _percent(test["point"]["recall"], test["recall"]),
             _percent(test["point"]["positive_rate"], test["positive_rate"]),
-            str(test["point"]["positives"]),
         )
-        last = row["router"]
+    return table
+
+
+def recalls_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return each router's recall and positive_rate on test at every recall target, in percent."""
+    recalls = sorted({row["target_recall"] for row in rows})
+    table = Table(
+        title="recall / positive_rate on the test split, by the recall asked of calibration",
+        title_justify="left",
+        box=SIMPLE,
+    )
+    table.add_column("router")
+    for target in recalls:
+        table.add_column(f"{100 * target:g} %", justify="right", no_wrap=True)
+    for name in dict.fromkeys(row["router"] for row in rows):
+        points = {
+            row["target_recall"]: row["test"]["point"] for row in rows if row["router"] == name
+        }
+        table.add_row(
+            name,
+            *(
+                f"{100 * points[t]['recall']:.1f} / {100 * points[t]['positive_rate']:.1f}"
+                for t in recalls
+            ),
+        )
     return table
 
 
