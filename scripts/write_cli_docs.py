@@ -16,10 +16,10 @@ def render() -> str:
     """Return the page."""
     parts = ["# The command line\n\nWritten by `scripts/write_cli_docs.py`; do not edit.\n"]
     for verb in VERBS:
-        context = click.Context(cli, info_name="crossroads")
+        context = click.Context(cli, info_name="crossroads", **cli.context_settings)
         command = cli.get_command(context, verb)
         assert command is not None
-        inner = click.Context(command, info_name=f"crossroads {verb}", terminal_width=90)
+        inner = click.Context(command, info_name=verb, parent=context, terminal_width=90)
         parts.append(f"## crossroads {verb}\n\n```\n{command.get_help(inner)}\n```\n")
     return "\n".join(parts)
 

@@ -14,7 +14,9 @@ import pytest
 
 from crossroads.artifacts import ResumableLog, read_json
 from crossroads.dataset import LabelledDataset
+from crossroads.models.base import Want
 from crossroads.models.pairs import Pair
+from crossroads.routing.features import TOP_K, FeatureInputs, compute
 from crossroads.types import Split, Trace, Usage
 
 pytestmark = [pytest.mark.pair, pytest.mark.slow]
@@ -82,26 +84,22 @@ def test_the_table_and_the_page_show_every_system(run_folder: Path) -> None:
 
 def test_stored_features_are_close_to_live_ones(run_folder: Path, real_pair: Pair) -> None:
     """Law 4 where it is only approximate: llama.cpp rounds activations to 8 bits."""
-    from crossroads.decoding.mixed import MixedModels, generate
-    from crossroads.decoding.request import Request
-    from laws.spy import Spy
-
     positions = LabelledDataset.open(run_folder / "labels").split(Split.TEST)
     log = ResumableLog(run_folder / "labels" / "responses.jsonl")
-    answers = {r["problem_id"]: r for r in log}
-    answer = answers[positions.problem_ids[0]]
-    spy = Spy(("entropy", "top_probability"))
-    models = MixedModels(real_pair.small, real_pair.large, spy, real_pair.tokenizer, 0.0)
-    request = Request(tuple(answer["prompt_ids"]), max_tokens=12)
-    ((_, trace),) = generate(models, [request])
-    same = 0
-    while same < 12 and trace.token_ids[same] == answer["response_ids"][same]:
-        same += 1
-    assert same >= 4, "the beginning of the answer must be the same to compare anything"
-    stored = positions.features(spy.inputs)
-    for name in spy.inputs:
-        live = [float(seen[name][0, 0]) for seen in spy.seen[:same]]
-        assert stored[name][:same, 0].tolist() == pytest.approx(live, abs=0.25), name
+    (answer,) = (r for r in log if r["problem_id"] == positions.problem_ids[0])
+    names, count = ("entropy", "top_probability"), 12
+    stored = positions.features(names)
+    cache = real_pair.small.new_cache()
+    unread = answer["prompt_ids"]
+    for i in range(count):
+        step = real_pair.small.extend([cache], [unread], Want(top_k=TOP_K))
+        inputs = FeatureInputs(
+            step, positions.proposed_N[i : i + 1], positions.position_N[i : i + 1]
+        )
+        for name, live in compute(names, inputs).items():
+            assert float(stored[name][i, 0]) == pytest.approx(float(live[0, 0]), abs=0.25), name
+        unread = [answer["response_ids"][i]]
+    cache.release()
 
 
 def test_a_finished_run_is_only_shown_again(run_folder: Path) -> None:

@@ -141,7 +141,7 @@ def _costs(plan: Plan) -> dict[str, float]:
         "random": mixed,
     }
     if plan.sweep:
-        costs |= {"router, half the calls": mixed, "entropy, half the calls": mixed}
+        costs |= {"router at half": mixed, "entropy at half": mixed}
     return costs
 
 
@@ -193,12 +193,12 @@ def _evaluate(bench: _Bench, trained: Trained, plan: Plan) -> list[SystemRun]:
     if plan.sweep:
         half = fraction / 2
         at_half = threshold_for_fraction(scores, half)
-        name = "router, half the calls"
+        name = "router at half"
         runs.append(
             bench.run(System(name, SystemKind.ROUTER, router=trained.router, threshold=at_half))
         )
         at_half = threshold_for_fraction(entropies, half)
-        runs.append(baseline("entropy, half the calls", heuristic, at_half))
+        runs.append(baseline("entropy at half", heuristic, at_half))
     return runs
 
 
