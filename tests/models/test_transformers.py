@@ -11,7 +11,8 @@ import torch
 
 from crossroads.errors import ConfigError, EngineError, RequestError, WeightsError
 from crossroads.models.base import Want
-from crossroads.models.hf_tokenizer import HfTokenizer, folder_fingerprint
+from crossroads.models.hf_source import folder_fingerprint
+from crossroads.models.hf_tokenizer import HfTokenizer
 from crossroads.types import Message
 
 transformers = pytest.importorskip("transformers")

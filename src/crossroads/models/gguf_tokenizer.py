@@ -10,13 +10,13 @@ from pathlib import Path
 from crossroads.errors import ConfigError, EngineError, RequestError
 from crossroads.models.chat import render_segments
 from crossroads.models.llamacpp_native import NativeModel
-from crossroads.models.vocabulary import vocabulary_fingerprint
+from crossroads.models.vocabulary import PieceTokenizer
 from crossroads.types import Message
 
 _FIRST_GUESS = 64  # bytes of a piece; the few longer ones are asked for again
 
 
-class GgufTokenizer:
+class GgufTokenizer(PieceTokenizer):
     """A Tokenizer over a loaded GGUF file; it needs the vocabulary, not the weights.
 
     Nothing is added that was not asked for: no BOS, no leading space beyond the vocabulary's own.
@@ -29,8 +29,8 @@ class GgufTokenizer:
             EngineError: the file carries no vocabulary.
         """
         self._native = native
-        self._library = native.library
-        if self._library.llama_vocab_type(native.vocab) == self._library.LLAMA_VOCAB_TYPE_NONE:
+        self._llama = native.llama
+        if self._llama.llama_vocab_type(native.vocab) == self._llama.LLAMA_VOCAB_TYPE_NONE:
             raise EngineError(f"{native.path} carries no tokenizer; give a GGUF file that has one")
 
     @classmethod
@@ -43,35 +43,16 @@ class GgufTokenizer:
         """
         return cls(NativeModel(path, vocab_only=True))
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """Hash over every id's bytes."""
-        return vocabulary_fingerprint(self.pieces())
-
-    def pieces(self) -> Sequence[bytes | None]:
-        """Return every id's raw bytes; a special token's are its text."""
-        return self._pieces
-
     def encode(self, text: str) -> list[int]:
         """Return the ids of plain text; special tokens in the text are read as text."""
         return self._tokenize(text, parse_special=False)
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """Return the text of the ids."""
-        return b"".join(map(self.text_bytes, token_ids)).decode("utf-8", errors="replace")
-
-    def text_bytes(self, token_id: int) -> bytes:
-        """Return the bytes that one id adds to the text; nothing for a special token."""
-        if token_id in self._special_ids or not 0 <= token_id < len(self._pieces):
-            return b""
-        return self._pieces[token_id] or b""
 
     @cached_property
     def end_ids(self) -> tuple[int, ...]:
         """The ids that end a generation: the file's end token, and special tokens like it."""
         vocab = self._native.vocab
-        named = (self._library.llama_vocab_eos(vocab), self._library.llama_vocab_eot(vocab))
-        like_it = (i for i in self._special_ids if self._library.llama_vocab_is_eog(vocab, i))
+        named = (self._llama.llama_vocab_eos(vocab), self._llama.llama_vocab_eot(vocab))
+        like_it = (i for i in self._special_ids if self._llama.llama_vocab_is_eog(vocab, i))
         return tuple(sorted({*like_it, *(i for i in named if i >= 0)}))
 
     def render(self, messages: Sequence[Message]) -> list[int]:
@@ -83,7 +64,7 @@ class GgufTokenizer:
             ConfigError: the file carries no chat template.
             RequestError: the template refuses the messages.
         """
-        template = self._library.llama_model_chat_template(self._native.pointer, None)
+        template = self._llama.llama_model_chat_template(self._native.pointer, None)
         if not template:
             raise ConfigError(
                 f"{self._native.path} carries no chat template; use an instruction-tuned model"
@@ -93,8 +74,8 @@ class GgufTokenizer:
             template.decode(),
             messages,
             (self._text_of(token_id) for token_id in sorted(self._special_ids)),
-            bos=self._text_of(self._library.llama_vocab_bos(vocab)),
-            eos=self._text_of(self._library.llama_vocab_eos(vocab)),
+            bos=self._text_of(self._llama.llama_vocab_bos(vocab)),
+            eos=self._text_of(self._llama.llama_vocab_eos(vocab)),
         )
         return [
             token_id
@@ -111,8 +92,8 @@ class GgufTokenizer:
             ) from error
         size = len(data) + 2  # a token is a byte at least; SentencePiece may add a space
         while True:
-            buffer = (self._library.llama_token * size)()
-            count = self._library.llama_tokenize(
+            buffer = (self._llama.llama_token * size)()
+            count = self._llama.llama_tokenize(
                 self._native.vocab, data, len(data), buffer, size, False, parse_special
             )
             if count >= 0:
@@ -126,7 +107,7 @@ class GgufTokenizer:
 
     @cached_property
     def _special_ids(self) -> frozenset[int]:
-        library = self._library
+        library = self._llama
         special = library.LLAMA_TOKEN_ATTR_CONTROL | library.LLAMA_TOKEN_ATTR_UNKNOWN
         # llama.cpp marks whatever looks like an end token, such as Qwen's ordinary "</s>", as
         # control too; where the file itself says that it is text, it is text.
@@ -139,12 +120,12 @@ class GgufTokenizer:
 
     @cached_property
     def _attributes(self) -> tuple[int, ...]:
-        vocab, attribute = self._native.vocab, self._library.llama_vocab_get_attr
-        return tuple(attribute(vocab, i) for i in range(self._library.llama_vocab_n_tokens(vocab)))
+        vocab, attribute = self._native.vocab, self._llama.llama_vocab_get_attr
+        return tuple(attribute(vocab, i) for i in range(self._llama.llama_vocab_n_tokens(vocab)))
 
     @cached_property
     def _pieces(self) -> tuple[bytes | None, ...]:
-        unused = self._library.LLAMA_TOKEN_ATTR_UNUSED
+        unused = self._llama.LLAMA_TOKEN_ATTR_UNUSED
         return tuple(
             None if attribute & unused else self._piece(token_id)
             for token_id, attribute in enumerate(self._attributes)
@@ -155,7 +136,7 @@ class GgufTokenizer:
         size = _FIRST_GUESS
         while True:
             buffer = ctypes.create_string_buffer(size)
-            count = self._library.llama_token_to_piece(
+            count = self._llama.llama_token_to_piece(
                 self._native.vocab, token_id, buffer, size, 0, True
             )
             if count >= 0:

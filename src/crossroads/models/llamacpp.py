@@ -107,16 +107,16 @@ class LlamaCppLM:
     def __init__(self, native: NativeModel, info: ModelInfo, size: ContextSize) -> None:
         """Open a context over `native`; `load` is the way in."""
         self._native = native
-        self._library = native.library
+        self._llama = native.llama
         self._info = info
         self._batch_tokens = size.batch_tokens
         self._context = open_context(native, size)
-        self._batch = self._library.llama_batch_init(size.batch_tokens, 0, 1)
+        self._batch = self._llama.llama_batch_init(size.batch_tokens, 0, 1)
         # Made after the model's own finalizer, so that it runs before it at exit, too.
         self._free = weakref.finalize(
-            self, free_context, self._library, self._batch, self._context, native
+            self, free_context, self._llama, self._batch, self._context, native
         )
-        self._memory = self._library.llama_get_memory(self._context)
+        self._memory = self._llama.llama_get_memory(self._context)
         if not self._memory:
             self.close()
             raise EngineError(f"{info.name} keeps no cache, so it cannot continue a text")
@@ -150,8 +150,8 @@ class LlamaCppLM:
         native = NativeModel(path)
         try:
             refuse_uncroppable(native)
-            trained = native.library.llama_model_n_ctx_train(native.pointer)
-            parameters = native.library.llama_model_n_params(native.pointer)
+            trained = native.llama.llama_model_n_ctx_train(native.pointer)
+            parameters = native.llama.llama_model_n_params(native.pointer)
             size = ContextSize(
                 context_length=min(context_length, trained or context_length),
                 max_rows=max_rows,
@@ -240,11 +240,11 @@ class LlamaCppLM:
         outputs = [index for index, entry in enumerate(entries) if entry.output]
         for start in range(0, len(outputs), _HEAD_BLOCK):
             block = outputs[start : start + _HEAD_BLOCK]
-            logits_NV = self._view(self._library.llama_get_logits_ith, block, self._info.vocab_size)
+            logits_NV = self._view(self._llama.llama_get_logits_ith, block, self._info.vocab_size)
             hidden_NH = None
             if hidden:
                 hidden_NH = self._view(
-                    self._library.llama_get_embeddings_ith, block, self._info.hidden_size
+                    self._llama.llama_get_embeddings_ith, block, self._info.hidden_size
                 ).clone()
             # The next decode overwrites what the views show; all else in the summary is new.
             yield summarise(
@@ -260,8 +260,8 @@ class LlamaCppLM:
             batch.n_seq_id[index] = 1
             batch.seq_id[index][0] = entry.slot
             batch.logits[index] = entry.output
-        self._library.llama_set_embeddings(self._context, hidden)
-        code = self._library.llama_decode(self._context, batch)
+        self._llama.llama_set_embeddings(self._context, hidden)
+        code = self._llama.llama_decode(self._context, batch)
         if code != 0:
             raise EngineError(
                 f"llama.cpp could not read {len(entries)} tokens with {self._info.name} "
@@ -293,9 +293,7 @@ class LlamaCppLM:
 
     def _cut(self, slot: int, length: int) -> None:
         """Remove a row's cells from position `length` on."""
-        if self._free.alive and not self._library.llama_memory_seq_rm(
-            self._memory, slot, length, -1
-        ):
+        if self._free.alive and not self._llama.llama_memory_seq_rm(self._memory, slot, length, -1):
             raise EngineError(f"{self._info.name} cannot forget tokens that it has read")
 
     def _take_back(self, slot: int) -> None:
@@ -332,7 +330,7 @@ def _passes(
 
 
 def _describe(native: NativeModel, size: ContextSize, fingerprint: str) -> ModelInfo:
-    library, pointer = native.library, native.pointer
+    library, pointer = native.llama, native.pointer
     tokenizer = GgufTokenizer(native)
     parameters = library.llama_model_n_params(pointer)
     dtype = library.llama_ftype_name(library.llama_model_ftype(pointer)) or b"unknown"

@@ -70,18 +70,18 @@ class NativeModel:
             WeightsError: the file is missing, damaged, or of a kind that llama.cpp cannot read.
         """
         self.path = path
-        self.library = load_library()
+        self.llama = load_library()
         _check_file(path)
-        params = self.library.llama_model_default_params()
+        params = self.llama.llama_model_default_params()
         params.vocab_only = vocab_only
         _log.last_error = ""
-        pointer = self.library.llama_model_load_from_file(str(path).encode(), params)
+        pointer = self.llama.llama_model_load_from_file(str(path).encode(), params)
         if not pointer:
             reason = _log.last_error or "no reason given"
             raise WeightsError(f"llama.cpp cannot load {path} ({reason}); fetch the file again")
         self._pointer: Any = pointer
         # Runs at collection or at exit, before the modules it needs are torn down.
-        self._free = weakref.finalize(self, self.library.llama_model_free, pointer)
+        self._free = weakref.finalize(self, self.llama.llama_model_free, pointer)
 
     @property
     def pointer(self) -> Any:
@@ -97,14 +97,12 @@ class NativeModel:
     @property
     def vocab(self) -> Any:
         """The vocabulary for C functions; lives as long as the model."""
-        return self.library.llama_model_get_vocab(self.pointer)
+        return self.llama.llama_model_get_vocab(self.pointer)
 
     def metadata(self, key: str) -> str | None:
         """Return one scalar value of the file's header as text."""
         buffer = ctypes.create_string_buffer(256)
-        size = self.library.llama_model_meta_val_str(
-            self.pointer, key.encode(), buffer, len(buffer)
-        )
+        size = self.llama.llama_model_meta_val_str(self.pointer, key.encode(), buffer, len(buffer))
         return buffer.value.decode(errors="replace") if size >= 0 else None
 
     def close(self) -> None:
@@ -143,7 +141,7 @@ def open_context(native: NativeModel, size: ContextSize) -> Any:
         ConfigError: a size that cannot work.
         EngineError: there is no memory for it.
     """
-    library = native.library
+    library = native.llama
     size.check(library.llama_max_parallel_sequences())
     params = library.llama_context_default_params()
     # One buffer for all rows, as large as all of them at their longest. With a buffer per row,
@@ -197,7 +195,7 @@ def refuse_uncroppable(native: NativeModel) -> None:
     Raises:
         EngineError: says what the model is.
     """
-    library, pointer = native.library, native.pointer
+    library, pointer = native.llama, native.pointer
     if library.llama_model_is_recurrent(pointer) or library.llama_model_is_hybrid(pointer):
         raise EngineError(
             f"{native.path.stem} keeps a state that cannot be cut back to an earlier token; "

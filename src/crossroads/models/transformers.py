@@ -18,7 +18,8 @@ from torch import Tensor
 
 from crossroads.errors import ConfigError, EngineError, RequestError
 from crossroads.models.base import KVCache, StepOutput, Want, check_extend, concatenate, summarise
-from crossroads.models.hf_tokenizer import HfTokenizer, find_source, first_line
+from crossroads.models.hf_source import find_source, first_line
+from crossroads.models.hf_tokenizer import HfTokenizer
 from crossroads.types import ModelInfo
 
 _CHUNK = 512  # tokens per forward pass: bounds the activations of a long row

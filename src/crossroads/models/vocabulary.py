@@ -8,8 +8,10 @@ a list's end are padding too.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import zip_longest
 
 
@@ -40,3 +42,36 @@ def first_difference(
         if small != large:
             return Difference(token_id, small, large)
     return None
+
+
+class PieceTokenizer(ABC):
+    """The half of a Tokenizer that follows from its pieces alone: from ids back to text."""
+
+    @property
+    @abstractmethod
+    def _pieces(self) -> Sequence[bytes | None]:
+        """Every id's raw bytes."""
+
+    @property
+    @abstractmethod
+    def _special_ids(self) -> Collection[int]:
+        """Ids that add nothing to a text."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash over every id's bytes."""
+        return vocabulary_fingerprint(self.pieces())
+
+    def pieces(self) -> Sequence[bytes | None]:
+        """Return every id's raw bytes; a special token's are its text."""
+        return self._pieces
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of the ids."""
+        return b"".join(map(self.text_bytes, token_ids)).decode("utf-8", errors="replace")
+
+    def text_bytes(self, token_id: int) -> bytes:
+        """Return the bytes that one id adds to the text; nothing for a special token."""
+        if token_id in self._special_ids or not 0 <= token_id < len(self._pieces):
+            return b""
+        return self._pieces[token_id] or b""
