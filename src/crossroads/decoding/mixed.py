@@ -26,7 +26,7 @@ from crossroads.routing.features import (
 from crossroads.routing.policy import check_threshold, sends_to_large
 from crossroads.routing.routers.base import Router
 from crossroads.sampling import row_generator, sample
-from crossroads.types import FinishReason, Role, TokenRecord, Trace
+from crossroads.types import Role, TokenRecord, Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class MixedModels:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One token of one row; `trace` comes with the row's last token, `text` is the row's so far."""
+    """One token of one row; `trace` comes with the row's last token."""
 
     row: int
     record: TokenRecord
@@ -243,8 +243,3 @@ def generate(
                     yield number_of.pop(event.row), event.trace
     finally:
         loop.close()
-
-
-def unfinished(trace: Trace) -> bool:
-    """Whether a generation was cut off by its limits rather than ended by a model."""
-    return trace.finish_reason in (FinishReason.LENGTH, FinishReason.CANCELLED)
