@@ -60,14 +60,14 @@ def test_a_failed_decode_leaves_every_cache_as_it_was(
 ) -> None:
     caches = [model.new_cache(), model.new_cache()]
     model.extend(caches, [[1, 2, 3], [4]])
-    decode, calls = model._library.llama_decode, []
+    decode, calls = model._llama.llama_decode, []
 
     def fails_second(context: object, batch: object) -> int:
         calls.append(batch)
         return -2 if len(calls) == 2 else int(decode(context, batch))
 
     with monkeypatch.context() as patch:
-        patch.setattr(model._library, "llama_decode", fails_second)
+        patch.setattr(model._llama, "llama_decode", fails_second)
         with pytest.raises(EngineError, match="code -2"):
             model.extend(caches, [[5] * 3, [6] * 3])
     assert [cache.length for cache in caches] == [3, 1]
