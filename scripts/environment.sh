@@ -30,7 +30,9 @@ make_environment() {
   if [ -f "$stamp" ]; then
     return
   fi
-  [ -x .venv/bin/python ] || "$python" -m venv .venv || fail "could not make .venv with $python"
+  # A kill while the folder was being made leaves a Python without pip: such a one is made again.
+  .venv/bin/python -m pip --version >/dev/null 2>&1 ||
+    "$python" -m venv --clear .venv || fail "could not make .venv with $python"
   echo "setting up .venv (first time: about 7 minutes, most of it building llama.cpp) ..." >&2
   # Only the library of llama.cpp is used; its tools, tests and server would double the build.
   local off option
