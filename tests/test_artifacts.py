@@ -15,6 +15,7 @@ from crossroads.artifacts import (
     load_tensors,
     pin_config,
     read_json,
+    save_tensors,
     write_json,
 )
 from crossroads.errors import ConfigError, DataError
@@ -90,3 +91,17 @@ def test_a_changed_config_is_refused_and_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="a: was 1, now 2"):
         pin_config(path, {"a": 2, "b": [1, 2]}, "a run")
     assert json.loads(path.read_text())["a"] == 1
+
+
+def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import safetensors.torch
+    import torch
+
+    def on_a_full_disk(_tensors: dict, path: Path, _metadata: dict) -> None:
+        path.write_bytes(b"half")
+        raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", on_a_full_disk)
+    with pytest.raises(ConfigError, match=r"cannot write .*x.safetensors: .*No space left"):
+        save_tensors(tmp_path / "x.safetensors", {"a": torch.zeros(3)}, {})
+    assert list(tmp_path.iterdir()) == []

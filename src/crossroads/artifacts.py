@@ -71,10 +71,14 @@ def read_json(path: Path, what: str) -> Any:
 
 def save_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
     """Write torch tensors as one safetensors file, atomically."""
-    from safetensors.torch import save_file  # noqa: PLC0415  keeps `import artifacts` light
+    from safetensors import SafetensorError  # noqa: PLC0415  keeps `import artifacts` light
+    from safetensors.torch import save_file  # noqa: PLC0415
 
     with atomic_path(path) as temporary:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, dict(metadata))
+        try:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, dict(metadata))
+        except SafetensorError as error:  # how the library reports a full disk
+            raise OSError(str(error)) from error
 
 
 def load_tensors(path: Path, what: str) -> dict[str, Any]:
