@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from crossroads.artifacts import ResumableLog, pin_config
+from crossroads.artifacts import ResumableLog, canonical_hash, pin_config
 from crossroads.decoding.mixed import MixedModels, generate
 from crossroads.decoding.progress import AnswerProgress
 from crossroads.decoding.request import Request
@@ -65,7 +65,7 @@ def run_system(
     missing_answer = [problem.id for problem in problems if problem.answer is None]
     if missing_answer:
         raise DataError(f"problem {missing_answer[0]!r} has no answer to grade against")
-    pin_config(folder / "config.json", _identity(pair, system, config), "traces")
+    pin_config(folder / "config.json", _identity(pair, system, problems, config), "traces")
     log = ResumableLog(folder / "traces.jsonl")
     done = {r["trace"]["id"]: (Trace.from_json(r["trace"]), float(r["seconds"])) for r in log}
     missing = [problem for problem in problems if problem.id not in done]
@@ -83,10 +83,13 @@ def run_system(
     return _graded(system, problems, done)
 
 
-def _identity(pair: Pair, system: System, config: RunConfig) -> dict[str, object]:
+def _identity(
+    pair: Pair, system: System, problems: Sequence[Problem], config: RunConfig
+) -> dict[str, object]:
     return {
         "small": pair.small.info.fingerprint,
         "large": pair.large.info.fingerprint,
+        "problems": canonical_hash([asdict(problem) for problem in problems]),
         "system": system.name,
         "router": system.router.name if system.router else None,
         "threshold": system.threshold,
