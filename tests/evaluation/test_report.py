@@ -9,10 +9,10 @@ import pytest
 from rich.console import Console
 
 from crossroads.errors import ConfigError, DataError
-from crossroads.evaluation.grading import Grade
 from crossroads.evaluation.report import summarise_run, terminal_table, write_html
 from crossroads.evaluation.results import GradedTrace, SystemKind, SystemRun, SystemSummary
 from crossroads.evaluation.tables import tables_of
+from crossroads.grading import Grade
 from crossroads.types import FinishReason, Message, Problem, Role, TokenRecord, Trace
 
 HOSTILE = "<script>alert(1)</script>"

@@ -53,8 +53,8 @@ def label(
 
 def _problems(path: Path | None, task: str | None, count: int, seed: int) -> list[Problem]:
     """Return the problems that --problems or --task name."""
-    from crossroads.evaluation.tasks import load_problems
-    from crossroads.evaluation.tasks.jsonl import read_problems
+    from crossroads.tasks import load_problems
+    from crossroads.tasks.jsonl import read_problems
 
     if path is not None and task is None:
         return read_problems(path)

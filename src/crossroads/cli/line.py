@@ -17,7 +17,6 @@ from crossroads.errors import ConfigError
 from crossroads.evaluation.report import summarise_run, terminal_table, write_html
 from crossroads.evaluation.results import SystemKind, SystemRun
 from crossroads.evaluation.run import RunConfig, System, run_system, threshold_for_fraction
-from crossroads.evaluation.tasks import load_problems
 from crossroads.labelling.build import LabelConfig, label
 from crossroads.labelling.judges import judge_by_name
 from crossroads.models.base import Tokenizer
@@ -25,6 +24,7 @@ from crossroads.models.pairs import Pair
 from crossroads.provenance import provenance
 from crossroads.routing.routers.base import Router
 from crossroads.routing.routers.heuristics import entropy, random
+from crossroads.tasks import load_problems
 from crossroads.training.fit import FitConfig
 from crossroads.training.report import recalls_table, report_table
 from crossroads.training.threshold import NEVER

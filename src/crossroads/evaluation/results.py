@@ -9,7 +9,7 @@ from typing import Any
 
 from crossroads.decoding.cost import active_parameters
 from crossroads.errors import DataError
-from crossroads.evaluation.grading import Grade
+from crossroads.grading import Grade
 from crossroads.statistics import Interval, accuracy_interval, ratio_interval
 from crossroads.types import Message, Problem, Trace, Usage
 

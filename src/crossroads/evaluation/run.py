@@ -15,8 +15,8 @@ from crossroads.decoding.progress import AnswerProgress
 from crossroads.decoding.request import Request
 from crossroads.decoding.single import generate_alone
 from crossroads.errors import DataError
-from crossroads.evaluation.grading import grade
 from crossroads.evaluation.results import GradedTrace, SystemKind, SystemRun
+from crossroads.grading import grade
 from crossroads.models.pairs import Pair
 from crossroads.routing.routers.base import Router
 from crossroads.types import Problem, Progress, Role, Trace

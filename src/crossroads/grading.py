@@ -170,7 +170,7 @@ def _compare_in_process(answer: str, gold: str) -> str:
     _import_math_verify()  # a missing package must not look like an unreadable answer
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "crossroads.evaluation.grading"],
+            [sys.executable, "-m", "crossroads.grading"],
             input=json.dumps([answer, gold]),
             capture_output=True,
             text=True,

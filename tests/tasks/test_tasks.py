@@ -4,8 +4,8 @@ import sys
 import pytest
 
 from crossroads.errors import ConfigError, DataError, EngineError
-from crossroads.evaluation.tasks import generate_problems, load_problems, read_problems
-from crossroads.evaluation.tasks.reasoning_gym import INSTRUCTION, LEVELS
+from crossroads.tasks import generate_problems, load_problems, read_problems
+from crossroads.tasks.reasoning_gym import INSTRUCTION, LEVELS
 from crossroads.types import Message
 
 pytest.importorskip("reasoning_gym")

@@ -3,9 +3,9 @@ import threading
 
 import pytest
 
+from crossroads import grading
 from crossroads.errors import EngineError
-from crossroads.evaluation import grading
-from crossroads.evaluation.grading import grade, last_boxed
+from crossroads.grading import grade, last_boxed
 
 pytest.importorskip("math_verify")
 

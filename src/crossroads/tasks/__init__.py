@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from crossroads.errors import ConfigError
-from crossroads.evaluation.tasks.jsonl import read_problems
-from crossroads.evaluation.tasks.reasoning_gym import generate_problems
+from crossroads.tasks.jsonl import read_problems
+from crossroads.tasks.reasoning_gym import generate_problems
 from crossroads.types import Problem
 
 __all__ = ["TASKS", "TaskFactory", "generate_problems", "load_problems", "read_problems"]
