@@ -96,6 +96,48 @@ def check_crop_then_extend(
     assert_same(got, expected, case.tolerance)
 
 
+def check_forks_are_rows_of_their_own(
+    case: Case, tokens: Sequence[int], at: Sequence[int], tails: Rows
+) -> None:
+    """A fork continues as a fresh row would, whatever becomes of its source and its siblings."""
+    model = case.model
+    source = model.new_cache()
+    model.extend([source], [tokens])
+    forks = [model.fork(source, length) for length in at]
+    assert [fork.length for fork in forks] == list(at)
+    grown = model.extend([source, *forks], [[1], *tails], EVERYTHING)
+    source.release()
+    forks[0].crop(0)
+    again = model.extend([forks[-1]], [[2, 3]], EVERYTHING) if len(forks) > 1 else None
+    for fork in forks:
+        fork.release()
+    assert_same(
+        grown.row(0), read(model, [*tokens, 1]).slice(len(tokens), len(tokens) + 1), case.tolerance
+    )
+    for i, (length, tail) in enumerate(zip(at, tails, strict=True)):
+        fresh = read(model, [*tokens[:length], *tail]).slice(length, length + len(tail))
+        assert_same(grown.row(i + 1), fresh, case.tolerance)
+    if again is not None:
+        row = [*tokens[: at[-1]], *tails[-1], 2, 3]
+        assert_same(again, read(model, row).slice(len(row) - 2, len(row)), case.tolerance)
+
+
+def check_forks_are_bounded(case: Case) -> None:
+    """A fork is one of `max_rows`, and a length that its source does not have is a mistake."""
+    source = case.model.new_cache()
+    case.model.extend([source], [[1, 2, 3]])
+    for length in (-1, 4):
+        with pytest.raises(ValueError, match="cannot cut"):
+            case.model.fork(source, length)
+    forks = [case.model.fork(source, 3) for _ in range(case.model.info.max_rows - 1)]
+    with pytest.raises(EngineError):
+        case.model.fork(source, 1)
+    for cache in (source, *forks):
+        cache.release()
+    with pytest.raises(ValueError, match="released"):
+        case.model.fork(source, 0)
+
+
 def check_rows_are_alone(case: Case, first: Rows, then: Rows) -> None:
     """A ragged batch gives every row what it would get alone, prefill and continuation."""
     caches = [case.model.new_cache() for _ in first]
@@ -235,7 +277,7 @@ def check_crop_bounds(case: Case) -> None:
     cache = case.model.new_cache()
     case.model.extend([cache], [[1, 2, 3]])
     for length in (-1, 4):
-        with pytest.raises(ValueError, match="crop"):
+        with pytest.raises(ValueError, match="cannot cut"):
             cache.crop(length)
     cache.crop(3)
     assert cache.length == 3

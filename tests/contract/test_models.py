@@ -108,6 +108,20 @@ def test_crop_then_extend(
 
 
 @few
+@given(data=st.data(), tokens=row, count=st.integers(1, ROWS - 1))
+def test_forks_are_rows_of_their_own(
+    case: contract.Case, data: st.DataObject, tokens: list[int], count: int
+) -> None:
+    at = data.draw(st.lists(st.integers(0, len(tokens)), min_size=count, max_size=count))
+    tails = data.draw(st.lists(row, min_size=count, max_size=count))
+    contract.check_forks_are_rows_of_their_own(case, tokens, at, tails)
+
+
+def test_forks_are_bounded(case: contract.Case) -> None:
+    contract.check_forks_are_bounded(case)
+
+
+@few
 @given(data=st.data(), first=rows)
 def test_rows_are_alone(case: contract.Case, data: st.DataObject, first: list[list[int]]) -> None:
     then = data.draw(st.lists(row, min_size=len(first), max_size=len(first)))

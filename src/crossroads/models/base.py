@@ -94,6 +94,14 @@ class CausalLM(Protocol):
     def new_cache(self) -> KVCache:
         """Return an empty cache. Raises EngineError when `info.max_rows` caches are alive."""
 
+    def fork(self, cache: KVCache, length: int) -> KVCache:
+        """Return a new cache that holds the first `length` tokens of `cache`.
+
+        The two are rows of their own from then on: extending, cropping or releasing one changes
+        nothing for the other. Nothing is computed; an engine may share the memory.
+        Raises EngineError when `info.max_rows` caches are alive.
+        """
+
     def extend(
         self,
         caches: Sequence[KVCache],
@@ -149,12 +157,18 @@ def summarise(
     Equal logits are ordered by id, lowest first, so that greedy choices never depend on a batch.
     """
     logits_NV = logits_NV.float()
-    logsumexp_N = torch.logsumexp(logits_NV, dim=-1)
     top_ids_NK, top_logits_NK = _top(logits_NV, want.top_k)
-    # H = log Z - E[logit]; exp(-inf) * -inf is nan, and a masked id adds nothing to either sum.
-    finite_NV = logits_NV.masked_fill(logits_NV == -torch.inf, 0.0)
-    probabilities_NV = torch.exp(logits_NV - logsumexp_N[:, None])
-    entropy_N = logsumexp_N - (probabilities_NV * finite_NV).sum(dim=-1)
+    best_N = top_logits_NK[:, 0]
+    # One buffer, written in place: a temporary of N x V floats costs more than the arithmetic.
+    weight_NV = (logits_NV - best_N[:, None]).exp_()
+    total_N = weight_NV.sum(dim=-1)
+    logsumexp_N = best_N + total_N.log()
+    # H = log Z - E[logit]; 0 * -inf is nan, and a masked id adds nothing to either sum.
+    mean_N = torch.linalg.vecdot(weight_NV, logits_NV) / total_N
+    if bool(mean_N.isnan().any()):
+        finite_NV = logits_NV.masked_fill(logits_NV == -torch.inf, 0.0)
+        mean_N = torch.linalg.vecdot(weight_NV, finite_NV) / total_N
+    entropy_N = logsumexp_N - mean_N
     return StepOutput(
         row_lengths=tuple(row_lengths),
         top_ids_NK=top_ids_NK,
@@ -191,6 +205,12 @@ def concatenate(outputs: Sequence[StepOutput], row_lengths: Sequence[int]) -> St
         hidden_NH=torch.cat(hidden) if hidden else None,
         logits_NV=torch.cat(logits) if logits else None,
     )
+
+
+def check_length(cache: KVCache, length: int) -> None:
+    """Refuse a length that a crop or fork of `cache` cannot have; a caller's mistake."""
+    if not 0 <= length <= cache.length:
+        raise ValueError(f"cannot cut {cache.length} tokens to {length}")
 
 
 def check_extend(

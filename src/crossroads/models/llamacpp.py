@@ -23,6 +23,7 @@ from crossroads.models.base import (
     StepOutput,
     Want,
     check_extend,
+    check_length,
     concatenate,
     summarise,
 )
@@ -83,8 +84,7 @@ class LlamaCppCache:
 
     def crop(self, length: int) -> None:
         """Forget all but the first `length` tokens."""
-        if not 0 <= length <= self._length:
-            raise ValueError(f"cannot crop {self._length} tokens to {length}")
+        check_length(self, length)
         if self._owner is not None and length < self._length:
             self._owner._cut(self._slot, length)
         self._length = length
@@ -183,6 +183,19 @@ class LlamaCppLM:
         if not self._free_slots:
             raise EngineError(f"all {self._info.max_rows} rows of {self._info.name} are in use")
         return LlamaCppCache(self, self._free_slots.pop())
+
+    def fork(self, cache: KVCache, length: int) -> LlamaCppCache:
+        """Return a new cache that shares the cells of the first `length` tokens of `cache`.
+
+        Raises:
+            EngineError: `info.max_rows` caches are alive, or the model was closed.
+        """
+        source = self._own(cache)
+        check_length(source, length)
+        copy = self.new_cache()
+        self._llama.llama_memory_seq_cp(self._memory, source._slot, copy._slot, 0, length)
+        copy._length = length
+        return copy
 
     def extend(
         self,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from crossroads.errors import EngineError
-from crossroads.models.base import KVCache, StepOutput, Want, check_extend, summarise
+from crossroads.models.base import KVCache, StepOutput, Want, check_extend, check_length, summarise
 from crossroads.types import Message, ModelInfo
 
 Prefix = tuple[int, ...]
@@ -38,8 +38,7 @@ class ScriptedCache:
 
     def crop(self, length: int) -> None:
         """Forget all but the first `length` tokens."""
-        if not 0 <= length <= len(self.tokens):
-            raise ValueError(f"cannot crop {len(self.tokens)} tokens to {length}")
+        check_length(self, length)
         del self.tokens[length:]
 
     def release(self) -> None:
@@ -132,6 +131,14 @@ class ScriptedLM:
         self.alive += 1
         return ScriptedCache(self)
 
+    def fork(self, cache: KVCache, length: int) -> ScriptedCache:
+        """Return a new cache with the first `length` tokens of `cache`."""
+        source = self._own(cache)
+        check_length(source, length)
+        copy = self.new_cache()
+        copy.tokens = source.tokens[:length]
+        return copy
+
     def extend(
         self,
         caches: Sequence[KVCache],
@@ -142,9 +149,8 @@ class ScriptedLM:
         check_extend(self._info, caches, new_tokens)
         rows: list[np.ndarray] = []
         lengths: list[int] = []
-        for cache, tokens in zip(caches, new_tokens, strict=True):
-            if not isinstance(cache, ScriptedCache):
-                raise TypeError(f"not a cache of a scripted model: {type(cache).__name__}")
+        own = [self._own(cache) for cache in caches]
+        for cache, tokens in zip(own, new_tokens, strict=True):
             start = cache.length
             cache.tokens.extend(int(token) for token in tokens)
             first = start + 1 if want.positions == "all" else cache.length
@@ -155,6 +161,13 @@ class ScriptedLM:
         logits_NV = torch.from_numpy(np.stack(rows).astype(np.float32))
         hidden_NH = logits_NV[:, : self._info.hidden_size].clone() if want.hidden else None
         return summarise(logits_NV, lengths, want, hidden_NH)
+
+    def _own(self, cache: KVCache) -> ScriptedCache:
+        if not isinstance(cache, ScriptedCache):
+            raise TypeError(f"not a cache of a scripted model: {type(cache).__name__}")
+        if cache._owner is not self:
+            raise ValueError(f"a cache that was released, or is not {self._info.name}'s")
+        return cache
 
     def embed(self, token_ids: Sequence[int]) -> Tensor:
         """Return a fixed vector per id, [N, hidden_size]."""

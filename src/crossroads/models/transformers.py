@@ -7,6 +7,7 @@ batching. Shapes: N positions, V vocabulary, H hidden size.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
@@ -17,7 +18,15 @@ import torch
 from torch import Tensor
 
 from crossroads.errors import ConfigError, EngineError, RequestError
-from crossroads.models.base import KVCache, StepOutput, Want, check_extend, concatenate, summarise
+from crossroads.models.base import (
+    KVCache,
+    StepOutput,
+    Want,
+    check_extend,
+    check_length,
+    concatenate,
+    summarise,
+)
 from crossroads.models.hf_source import find_source, first_line
 from crossroads.models.hf_tokenizer import HfTokenizer
 from crossroads.types import ModelInfo
@@ -38,11 +47,11 @@ _LOGIT_SCALES: dict[str, Callable[[Any], float | None]] = {
 class TransformersCache:
     """One row's keys and values, every layer whole (sliding windows are only masked)."""
 
-    def __init__(self, owner: TransformersLM, layers: Any) -> None:
-        """Take a slot of `owner`; `layers` is an empty DynamicCache."""
+    def __init__(self, owner: TransformersLM, layers: Any, length: int = 0) -> None:
+        """Take a slot of `owner`; `layers` is a DynamicCache of `length` tokens."""
         self._owner: TransformersLM | None = owner
         self._layers = layers
-        self._length = 0
+        self._length = length
 
     @property
     def length(self) -> int:
@@ -51,8 +60,7 @@ class TransformersCache:
 
     def crop(self, length: int) -> None:
         """Forget all but the first `length` tokens."""
-        if not 0 <= length <= self._length:
-            raise ValueError(f"cannot crop {self._length} tokens to {length}")
+        check_length(self, length)
         if self._layers is not None:
             _cut(self._layers, length)
         self._length = length
@@ -194,10 +202,25 @@ class TransformersLM:
 
     def new_cache(self) -> TransformersCache:
         """Return an empty cache."""
+        return self._admit(_empty_layers(self._config))
+
+    def fork(self, cache: KVCache, length: int) -> TransformersCache:
+        """Return a new cache with the first `length` tokens of `cache`; the tensors are shared.
+
+        Sharing is safe because a layer grows by making new tensors, never in place.
+        """
+        source = self._own(cache)
+        check_length(source, length)
+        layers = copy.copy(source._layers)
+        layers.layers = [copy.copy(layer) for layer in source._layers.layers]
+        _cut(layers, length)
+        return self._admit(layers, length)
+
+    def _admit(self, layers: Any, length: int = 0) -> TransformersCache:
         self._check_open()
         if len(self._alive) >= self._info.max_rows:
             raise EngineError(f"all {self._info.max_rows} rows of {self._info.name} are in use")
-        cache = TransformersCache(self, _empty_layers(self._config))
+        cache = TransformersCache(self, layers, length)
         self._alive.add(cache)
         return cache
 
