@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from crossroads.errors import ConfigError, DataError
 
@@ -126,11 +126,11 @@ class ResumableLog:
     def _drop_torn_line(self) -> None:
         if not self.path.exists():
             return
-        content = self.path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) != len(content):
-            with atomic_path(self.path) as temporary:
-                temporary.write_bytes(whole)
+        with self.path.open("rb+") as file:
+            size = file.seek(0, os.SEEK_END)
+            whole = _end_of_last_line(file, size)
+            if whole != size:
+                file.truncate(whole)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield every finished record.
@@ -158,6 +158,81 @@ class ResumableLog:
                 os.fsync(file.fileno())
         except OSError as error:
             raise ConfigError(f"cannot write {self.path}: {error.strerror or error}") from error
+
+
+def _end_of_last_line(file: BinaryIO, size: int) -> int:
+    """Return where the last newline ends, read backwards: a log may be large."""
+    end = size
+    while end > 0:
+        start = max(0, end - _CHUNK)
+        file.seek(start)
+        at = file.read(end - start).rfind(b"\n")
+        if at >= 0:
+            return start + at + 1
+        end = start
+    return 0
+
+
+class IndexedLog(ResumableLog):
+    """A resumable log that is read by the `key` of its records.
+
+    Only keys and offsets are in memory; a record is read from the disk when it is asked for.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open the log and index it.
+
+        Raises:
+            DataError: a record has no key.
+        """
+        super().__init__(path)
+        self._offsets: dict[str, int] = {}
+        for offset, line in self._lines():
+            record = self._parse(line, offset)
+            self._offsets[record["key"]] = offset
+
+    def _lines(self) -> Iterator[tuple[int, bytes]]:
+        if not self.path.exists():
+            return
+        offset = 0
+        with self.path.open("rb") as file:
+            for line in file:
+                yield offset, line
+                offset += len(line)
+
+    def _parse(self, line: bytes, offset: int) -> dict[str, Any]:
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{self.path} is not JSON at byte {offset}: {error}") from error
+        if not isinstance(record, dict) or not isinstance(record.get("key"), str):
+            raise DataError(f"{self.path} has a record without a key at byte {offset}")
+        return record
+
+    def __contains__(self, key: object) -> bool:
+        """Return whether there is a record of that key."""
+        return key in self._offsets
+
+    def __len__(self) -> int:
+        """Number of keys."""
+        return len(self._offsets)
+
+    def keys(self) -> Iterable[str]:
+        """Return the keys in the order in which they were first written."""
+        return self._offsets.keys()
+
+    def get(self, key: str) -> dict[str, Any]:
+        """Return the newest record of `key`; KeyError without one."""
+        offset = self._offsets[key]
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            return self._parse(file.readline(), offset)
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add a record, which replaces an older one of its key; it survives a kill."""
+        offset = self.path.stat().st_size if self.path.exists() else 0
+        super().append(record)
+        self._offsets[record["key"]] = offset
 
 
 def ensure_writable(folder: Path) -> None:

@@ -1,7 +1,8 @@
 """The labelled dataset: what labelling writes, training reads, and nothing else agrees on.
 
 A folder: `dataset.json` (written last: its presence means the dataset is whole), one
-`compare/*.safetensors` per problem, `labels.safetensors`, `embeddings.safetensors`.
+`compare/*.safetensors` per response, `labels.safetensors`, `embeddings.safetensors`. What
+labelling keeps beside them (responses, continuations, verdicts) is not needed to train.
 
 Shapes: N positions, K stored top entries, H hidden size, E embedding size.
 """
@@ -20,54 +21,80 @@ from crossroads.artifacts import load_tensors, read_json, sha256_file
 from crossroads.errors import DataError
 from crossroads.models.base import StepOutput
 from crossroads.routing.checkpoint import SmallModelId
-from crossroads.routing.features import FeatureInputs, compute
+from crossroads.routing.features import (
+    FeatureInputs,
+    compute,
+    stored_logprobs,
+    with_logprobs,
+)
 from crossroads.types import Label, Split
 
-FORMAT = 1
+FORMAT = 2
 CARD, LABELS, EMBEDDINGS = "dataset.json", "labels.safetensors", "embeddings.safetensors"
 UNJUDGED = 255
 """Label of a mismatch whose judge failed; such positions are in no split."""
 
 
 @dataclass(frozen=True, slots=True)
+class LargeOutputs:
+    """The large model's own distribution at N positions, log-probabilities in nats.
+
+    logprob_real_N, logprob_small_N: of the token that the response has there, and of the small
+    model's proposal. top_ids_NK, top_logprobs_NK: its likeliest tokens, descending.
+    """
+
+    logprob_real_N: Tensor
+    logprob_small_N: Tensor
+    top_ids_NK: Tensor
+    top_logprobs_NK: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """Both models on one response; N positions, one per response token.
 
-    real_N: the large model's token; `step.top_ids_NK[:, 0]` is the small model's proposal for it.
+    real_N: the response's token; `step.top_ids_NK[:, 0]` is the small model's proposal for it.
     position_N: index of that token in its row, prompt included.
-    large_logprob_*: the large model's log-probability (nats) of the real token, of the small
-    model's proposal, and of its own likeliest token.
+    large: None in data that came from elsewhere without it.
     """
 
     step: StepOutput
     real_N: Tensor
     position_N: Tensor
-    large_logprob_real_N: Tensor
-    large_logprob_small_N: Tensor
-    large_logprob_best_N: Tensor
+    large: LargeOutputs | None
 
     @property
     def proposed_N(self) -> Tensor:
         """The small model's proposals, its likeliest tokens."""
         return self.step.top_ids_NK[:, 0]
 
+    @property
+    def mismatch_N(self) -> Tensor:
+        """Where the small model proposes another token than the response has, bool."""
+        return self.proposed_N != self.real_N
+
     def to_tensors(self) -> dict[str, Tensor]:
-        """Return what is stored: hidden states in half precision, ids in 32 bits."""
+        """Return what is stored: hidden states and log-probabilities in half precision."""
         hidden_NH = self.step.hidden_NH
         if hidden_NH is None:
             raise ValueError("a comparison needs hidden states")
-        return {
+        stored = {
             "top_ids": self.step.top_ids_NK.to(torch.int32),
-            "top_logits": self.step.top_logits_NK.float(),
+            "top_logprobs": stored_logprobs(self.step),
             "logsumexp": self.step.logsumexp_N.float(),
             "entropy": self.step.entropy_N.float(),
             "hidden": hidden_NH.to(torch.float16),
             "real": self.real_N.to(torch.int32),
             "position": self.position_N.to(torch.int32),
-            "large_logprob_real": self.large_logprob_real_N.float(),
-            "large_logprob_small": self.large_logprob_small_N.float(),
-            "large_logprob_best": self.large_logprob_best_N.float(),
         }
+        if self.large is not None:
+            stored |= {
+                "large_logprob_real": self.large.logprob_real_N.float(),
+                "large_logprob_small": self.large.logprob_small_N.float(),
+                "large_top_ids": self.large.top_ids_NK.to(torch.int32),
+                "large_top_logprobs": self.large.top_logprobs_NK.to(torch.float16),
+            }
+        return stored
 
     @classmethod
     def from_tensors(cls, stored: Mapping[str, Tensor], source: Path) -> Comparison:
@@ -76,8 +103,10 @@ class Comparison:
         Raises:
             DataError: a column is missing or columns differ in length.
         """
+        with_large = any(name in stored for name in _LARGE_COLUMNS)
+        names = (*_COLUMNS, *_LARGE_COLUMNS) if with_large else _COLUMNS
         try:
-            columns = {name: stored[name] for name in _COLUMNS}
+            columns = {name: stored[name] for name in names}
         except KeyError as error:
             raise DataError(f"{source} has no column {error.args[0]!r}; label again") from error
         lengths = {name: len(column) for name, column in columns.items()}
@@ -86,24 +115,31 @@ class Comparison:
         step = StepOutput(
             row_lengths=(lengths["real"],),
             top_ids_NK=columns["top_ids"].long(),
-            top_logits_NK=columns["top_logits"],
+            top_logits_NK=columns["top_logprobs"],
             logsumexp_N=columns["logsumexp"],
             entropy_N=columns["entropy"],
             hidden_NH=columns["hidden"],
         )
         return cls(
-            step=step,
+            step=with_logprobs(step, columns["top_logprobs"]),
             real_N=columns["real"].long(),
             position_N=columns["position"].long(),
-            large_logprob_real_N=columns["large_logprob_real"],
-            large_logprob_small_N=columns["large_logprob_small"],
-            large_logprob_best_N=columns["large_logprob_best"],
+            large=_large(columns) if with_large else None,
         )
 
 
-_COLUMNS = (
-    "top_ids", "top_logits", "logsumexp", "entropy", "hidden", "real", "position",
-    "large_logprob_real", "large_logprob_small", "large_logprob_best",
+def _large(columns: Mapping[str, Tensor]) -> LargeOutputs:
+    return LargeOutputs(
+        logprob_real_N=columns["large_logprob_real"],
+        logprob_small_N=columns["large_logprob_small"],
+        top_ids_NK=columns["large_top_ids"].long(),
+        top_logprobs_NK=columns["large_top_logprobs"].float(),
+    )
+
+
+_COLUMNS = ("top_ids", "top_logprobs", "logsumexp", "entropy", "hidden", "real", "position")
+_LARGE_COLUMNS = (
+    "large_logprob_real", "large_logprob_small", "large_top_ids", "large_top_logprobs",
 )  # fmt: skip
 
 
@@ -132,13 +168,16 @@ class EmbeddingTable:
 class Positions:
     """Labelled positions of some problems, one after the other.
 
-    label_N: values of types.Label. problem_N: index into `problem_ids`: the cluster of a position.
+    label_N: values of types.Label. probability_N: the judge's probability of divergence, 0 where
+    the tokens are identical, nan where the judge has none. problem_N: index into `problem_ids`:
+    the cluster of a position.
     """
 
     step: StepOutput
     proposed_N: Tensor
     position_N: Tensor
     label_N: Tensor
+    probability_N: Tensor
     problem_N: Tensor
     problem_ids: tuple[str, ...]
     embed: EmbeddingTable
@@ -201,43 +240,99 @@ class LabelledDataset:
         """The small model whose outputs are stored."""
         return SmallModelId(**self.card["small"])
 
+    @property
+    def responses(self) -> Sequence[ResponseRow]:
+        """What the dataset is made of, in the order of its positions."""
+        return [
+            ResponseRow(**{**row, "split": Split(row["split"])}) for row in self.card["responses"]
+        ]
+
+    def labels(self) -> Labels:
+        """Return the labels of every position, in the order of `responses`."""
+        stored = load_tensors(self.folder / LABELS, "labels")
+        return Labels(stored["label"], stored["probability"].float())
+
+    def embeddings(self) -> EmbeddingTable:
+        """Return the embeddings of the tokens that the small model proposes."""
+        stored = load_tensors(self.folder / EMBEDDINGS, "embeddings")
+        return EmbeddingTable(stored["ids"], stored["rows"])
+
+    def comparison(self, row: ResponseRow) -> Comparison:
+        """Return one response's comparison.
+
+        Raises:
+            DataError: its file is damaged, or has another length than the card says.
+        """
+        path = self.folder / row.file
+        comparison = Comparison.from_tensors(load_tensors(path, "comparison"), path)
+        if len(comparison.real_N) != row.positions:
+            raise DataError(
+                f"{path} has {len(comparison.real_N)} positions where {CARD} says "
+                f"{row.positions}; label again"
+            )
+        return comparison
+
     def split(self, split: Split) -> Positions:
         """Return the judged positions of one split.
 
         Raises:
             DataError: the split has no position.
         """
-        chosen = [p for p in self.card["problems"] if p["split"] == split]
-        labels = load_tensors(self.folder / LABELS, "labels")["label"]
-        embeddings = load_tensors(self.folder / EMBEDDINGS, "embeddings")
-        comparisons, kept = [], []
-        for problem in chosen:
-            path = self.folder / problem["file"]
-            comparison = Comparison.from_tensors(load_tensors(path, "comparison"), path)
-            label_n = labels[problem["start"] : problem["start"] + problem["positions"]]
-            if len(label_n) != len(comparison.real_N):
-                raise DataError(f"{path} and {LABELS} differ in length; label again")
-            comparisons.append(comparison)
-            kept.append(label_n)
-        if not comparisons:
+        labels = self.labels()
+        chosen = [row for row in self.responses if row.split == split]
+        if not chosen:
             raise DataError(f"the dataset {self.folder} has no problem in its {split} split")
         return _join(
-            comparisons,
-            kept,
-            tuple(p["id"] for p in chosen),
-            EmbeddingTable(embeddings["ids"], embeddings["rows"]),
+            [self.comparison(row) for row in chosen],
+            [labels.of(row) for row in chosen],
+            [row.problem_id for row in chosen],
+            self.embeddings(),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseRow:
+    """One response of a dataset: positions `start` to `start + positions` of its labels."""
+
+    problem_id: str
+    sample: int
+    domain: str
+    split: Split
+    file: str
+    start: int
+    positions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """Labels of N positions: values of types.Label or UNJUDGED, and the judge's probabilities."""
+
+    label_N: Tensor
+    probability_N: Tensor
+
+    def of(self, row: ResponseRow) -> Labels:
+        """Return the labels of one response.
+
+        Raises:
+            DataError: there are fewer labels than positions.
+        """
+        part = slice(row.start, row.start + row.positions)
+        if len(self.label_N[part]) != row.positions:
+            raise DataError(f"{LABELS} is shorter than the dataset; label again")
+        return Labels(self.label_N[part], self.probability_N[part])
 
 
 def _join(
     comparisons: Sequence[Comparison],
-    labels: Sequence[Tensor],
-    problem_ids: tuple[str, ...],
+    labels: Sequence[Labels],
+    problem_of: Sequence[str],
     embed: EmbeddingTable,
 ) -> Positions:
-    """Return the judged positions of several problems as one."""
-    keep = [label_n != UNJUDGED for label_n in labels]
+    """Return the judged positions of several responses as one."""
+    keep = [part.label_N != UNJUDGED for part in labels]
     steps = [comparison.step for comparison in comparisons]
+    problem_ids = tuple(dict.fromkeys(problem_of))
+    number_of = {problem_id: number for number, problem_id in enumerate(problem_ids)}
 
     def cat(tensors: Sequence[Tensor]) -> Tensor:
         return torch.cat([t[k] for t, k in zip(tensors, keep, strict=True)])
@@ -254,9 +349,11 @@ def _join(
         step=step,
         proposed_N=cat([c.proposed_N for c in comparisons]),
         position_N=cat([c.position_N for c in comparisons]),
-        label_N=cat(labels),
+        label_N=cat([part.label_N for part in labels]),
+        probability_N=cat([part.probability_N for part in labels]),
         problem_N=torch.repeat_interleave(
-            torch.arange(len(keep)), torch.tensor([int(k.sum()) for k in keep])
+            torch.tensor([number_of[problem_id] for problem_id in problem_of]),
+            torch.tensor([int(k.sum()) for k in keep]),
         ),
         problem_ids=problem_ids,
         embed=embed,

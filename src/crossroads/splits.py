@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,36 +31,62 @@ class SplitShares:
             raise ConfigError(f"split shares must be positive and sum to 1, got {shares}")
 
 
-def assign_splits(domains: Mapping[str, str], shares: SplitShares, seed: int) -> dict[str, Split]:
+def assign_splits(
+    domains: Mapping[str, str],
+    shares: SplitShares,
+    seed: int,
+    groups: Mapping[str, str] | None = None,
+) -> dict[str, Split]:
     """Return each problem's split; `domains` gives each problem id's domain.
 
     Stratified: within every domain, the problems (in the order of their ids, so that the input's
     order does not matter) are shuffled and cut. A domain's remainder goes to train.
 
+    `groups` names the group of an id, such as its duplicates; an id that it does not name is a
+    group of its own. The problems of a group stay in one split, and its domain is that of its
+    first id. A group too large for what calibration and test still lack goes to train.
+
     Raises:
         DataError: fewer than three problems in all, or a split that would stay empty.
     """
-    by_domain: dict[str, list[str]] = defaultdict(list)
-    for problem_id, domain in sorted(domains.items()):
-        by_domain[domain].append(problem_id)
+    units = _units(domains, groups or {})
+    by_domain: dict[str, list[list[str]]] = defaultdict(list)
+    for unit in units:
+        by_domain[domains[unit[0]]].append(unit)
     generator = np.random.default_rng(seed)
     split_of: dict[str, Split] = {}
-    for _, ids in sorted(by_domain.items()):
-        order = [ids[i] for i in generator.permutation(len(ids))]
-        calibration = round(len(ids) * shares.calibration)
-        test = round(len(ids) * shares.test)
-        for rank, problem_id in enumerate(order):
-            if rank < calibration:
-                split_of[problem_id] = Split.CALIBRATION
-            elif rank < calibration + test:
-                split_of[problem_id] = Split.TEST
-            else:
-                split_of[problem_id] = Split.TRAIN
+    for _, own in sorted(by_domain.items()):
+        split_of |= _cut([own[i] for i in generator.permutation(len(own))], shares)
     missing = set(Split) - set(split_of.values())
     if missing:
         names = ", ".join(sorted(missing))
+        grouped = f" in {len(units)} groups" if len(units) < len(domains) else ""
         raise DataError(
-            f"{len(domains)} problems leave no problem for {names}; label more problems "
+            f"{len(domains)} problems{grouped} leave no problem for {names}; label more problems "
             "(at least 5 per domain with the default shares)"
         )
+    return split_of
+
+
+def _units(domains: Mapping[str, str], groups: Mapping[str, str]) -> list[list[str]]:
+    """Return the ids that stay together, sorted, in the order of their first ids."""
+    members: dict[str, list[str]] = defaultdict(list)
+    for problem_id in sorted(domains):
+        members[groups.get(problem_id, problem_id)].append(problem_id)
+    return list(members.values())
+
+
+def _cut(units: Sequence[Sequence[str]], shares: SplitShares) -> dict[str, Split]:
+    """Fill calibration, then test, with the units that fit, in order; the rest is train."""
+    count = sum(len(unit) for unit in units)
+    room = {
+        Split.CALIBRATION: round(count * shares.calibration),
+        Split.TEST: round(count * shares.test),
+    }
+    split_of: dict[str, Split] = {}
+    for unit in units:
+        split = next((split for split, left in room.items() if len(unit) <= left), Split.TRAIN)
+        if split in room:
+            room[split] -= len(unit)
+        split_of |= dict.fromkeys(unit, split)
     return split_of

@@ -65,7 +65,7 @@ def test_numbers_are_the_counts_of_the_traces(run_folder: Path) -> None:
 
 
 def test_answered_problems_were_not_labelled(run_folder: Path) -> None:
-    labelled = {p["id"] for p in LabelledDataset.open(run_folder / "labels").card["problems"]}
+    labelled = {row.problem_id for row in LabelledDataset.open(run_folder / "labels").responses}
     log = ResumableLog(run_folder / "systems" / "router" / "traces.jsonl")
     prompts = {tuple(r["trace"]["prompt_ids"]) for r in log}
     answers = ResumableLog(run_folder / "labels" / "responses.jsonl")

@@ -17,8 +17,10 @@ from crossroads.errors import ConfigError
 from crossroads.evaluation.report import summarise_run, terminal_table, write_html
 from crossroads.evaluation.results import SystemKind, SystemRun
 from crossroads.evaluation.run import RunConfig, System, run_system, threshold_for_fraction
-from crossroads.labelling.build import LabelConfig, label
+from crossroads.labelling.build import BuildConfig
 from crossroads.labelling.judges import judge_by_name
+from crossroads.labelling.respond import RespondConfig
+from crossroads.labelling.run import LabelConfig, label
 from crossroads.models.base import Tokenizer
 from crossroads.models.pairs import Pair
 from crossroads.provenance import provenance
@@ -100,8 +102,12 @@ def run_line(models: PairOptions, out: Path, plan: Plan) -> None:
         with models.load(max_rows=plan.rows, progress=progress) as pair:
             stages.begin("label")
             judge = judge_by_name("likelihood")
-            config = LabelConfig(max_tokens=plan.max_tokens, max_rows=plan.rows, seed=plan.seed)
-            label(pair, to_label, judge, out / "labels", progress, config)
+            config = LabelConfig(
+                RespondConfig(plan.max_tokens, seed=plan.seed),
+                build=BuildConfig(seed=plan.seed),
+                max_rows=plan.rows,
+            )
+            label(pair, to_label, [judge], out / "labels", progress, config)
             stages.begin("train")
             dataset = LabelledDataset.open(out / "labels")
             fit = FitConfig(target_recall=plan.target_recall, seed=plan.seed)

@@ -1,231 +1,209 @@
-"""The labelling line: respond, compare, judge, build. Resumable at every problem."""
+"""Step 5: verdicts to labels, with splits by problem, base rates and provenance."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from crossroads.artifacts import (
-    canonical_hash,
-    ensure_writable,
-    load_tensors,
-    pin_config,
-    save_tensors,
-    sha256_file,
-    write_json,
-)
-from crossroads.dataset import CARD, EMBEDDINGS, FORMAT, LABELS, UNJUDGED, Comparison
+from crossroads.artifacts import pin_config, save_tensors, sha256_file, write_json
+from crossroads.dataset import CARD, EMBEDDINGS, FORMAT, LABELS, UNJUDGED, Comparison, ResponseRow
 from crossroads.errors import DataError
-from crossroads.labelling.compare import compare
-from crossroads.labelling.judges.base import Judge, Mismatch
-from crossroads.labelling.respond import Response, respond
+from crossroads.labelling.cases import load_comparison
+from crossroads.labelling.compare import comparison_path
+from crossroads.labelling.judges.base import Verdict
+from crossroads.labelling.records import Response, case_id
+from crossroads.labelling.respond import Responses
+from crossroads.labelling.verdicts import Verdicts, combine
 from crossroads.models.pairs import Pair
 from crossroads.provenance import provenance
 from crossroads.routing.checkpoint import SmallModelId
 from crossroads.splits import SplitShares, assign_splits
-from crossroads.types import FinishReason, Label, Problem, Progress, Split
+from crossroads.types import Label, Split
+
+R2R_BASE_RATES = {"identical": 0.89, "neutral": 0.06, "divergent": 0.05}
+"""What R2R reports of its own data (arXiv 2505.21600): for a reader to compare with."""
 
 
 @dataclass(frozen=True, slots=True)
-class LabelConfig:
-    """Everything that the labels depend on, beside the pair, the problems and the judge."""
+class BuildConfig:
+    """How verdicts become a dataset. `combine` matters with several judges: any, all or vote.
 
-    max_tokens: int = 512
-    max_rows: int = 8
+    `groups` names, for each problem that is a duplicate of another, the group that must stay in
+    one split.
+    """
+
     shares: SplitShares = SplitShares()  # noqa: RUF009  frozen
     seed: int = 0
+    combine: str = "vote"
+    groups: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class _Labelled:
-    response: Response
-    file: str
-    comparison: Comparison
-    label_N: torch.Tensor
+class JudgeRecord:
+    """A judge by name and settings, and its verdicts."""
+
+    name: str
+    settings: Mapping[str, Any]
+    verdicts: Verdicts
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what the card says of it."""
+        return {"name": self.name, **self.settings}
 
 
-def label(
+def build(
     pair: Pair,
-    problems: Sequence[Problem],
-    judge: Judge,
+    responses: Responses,
+    judges: Sequence[JudgeRecord],
     folder: Path,
-    progress: Progress,
-    config: LabelConfig = LabelConfig(),
+    config: BuildConfig = BuildConfig(),
 ) -> Path:
-    """Label `problems` into the dataset `folder` and return the folder.
+    """Write the dataset `folder`: labels, embeddings and, last, the card; return the folder.
 
-    Effects: finished responses and comparisons stay in the folder; running it again does only
-    what is missing, and a finished dataset is returned as it is.
+    Effects: one response's comparison is in memory at a time, labels for all.
 
     Raises:
-        DataError: duplicate ids, no problem, no finished response.
-        ConfigError: the folder holds a run of other problems, models or settings.
+        DataError: no finished response, no judge, or too few problems for three splits.
+        ConfigError: the folder holds labels of other judges or splits.
     """
-    _check_problems(problems)
-    ensure_writable(folder)
-    pin_config(folder / "config.json", _config(pair, problems, judge, config), "the labels")
-    if (folder / CARD).exists():
-        return folder
-    responses = respond(
-        pair.large,
-        pair.tokenizer,
-        problems,
-        folder / "responses.jsonl",
-        progress,
-        max_tokens=config.max_tokens,
-        max_rows=config.max_rows,
-    )
-    finished = [r for r in responses if r.finish_reason is not FinishReason.LENGTH]
-    if not finished:
+    if not judges:
+        raise DataError("there is no judge; labels need at least one")
+    if not responses.finished_keys:
         raise DataError(
-            f"none of {len(responses)} responses ended within {config.max_tokens} tokens; "
+            f"none of the {len(responses.unfinished_keys)} responses ended within the token limit; "
             "raise max tokens"
         )
-    files = _compare_all(pair, finished, folder, progress)
-    labelled = [_judge(response, folder, file, judge) for response, file in files]
-    _build(pair, labelled, responses, judge, folder, config)
-    return folder
-
-
-def _check_problems(problems: Sequence[Problem]) -> None:
-    if not problems:
-        raise DataError("there is no problem to label")
-    twice = [problem_id for problem_id, n in Counter(p.id for p in problems).items() if n > 1]
-    if twice:
-        raise DataError(f"problem id {twice[0]!r} occurs more than once; ids must be unique")
-
-
-def _config(
-    pair: Pair, problems: Sequence[Problem], judge: Judge, config: LabelConfig
-) -> dict[str, Any]:
-    return {
-        "small": pair.small.info.fingerprint,
-        "large": pair.large.info.fingerprint,
-        "problems": canonical_hash([asdict(problem) for problem in problems]),
-        "judge": {"name": judge.name, **judge.settings},
-        "max_tokens": config.max_tokens,
+    pinned = {
+        "judges": [judge.to_json() for judge in judges],
+        "combine": config.combine,
         "shares": asdict(config.shares),
         "seed": config.seed,
+        "groups": dict(config.groups),
     }
-
-
-def _compare_all(
-    pair: Pair, responses: Sequence[Response], folder: Path, progress: Progress
-) -> list[tuple[Response, str]]:
-    """Return each response with its comparison's file, written now or by an earlier run."""
-    progress.start("both models compare", sum(len(r.response_ids) for r in responses), "tokens")
-    files = []
-    for response in responses:
-        file = f"compare/{canonical_hash(response.problem_id)[:16]}.safetensors"
-        if not (folder / file).exists():
-            comparison = compare(pair.small, pair.large, response.prompt_ids, response.response_ids)
-            metadata = {"problem_id": response.problem_id}
-            save_tensors(folder / file, comparison.to_tensors(), metadata)
-        files.append((response, file))
-        progress.advance(len(response.response_ids))
-    progress.finish()
-    return files
-
-
-def _judge(response: Response, folder: Path, file: str, judge: Judge) -> _Labelled:
-    """Return the labels [N] of one response."""
-    comparison = Comparison.from_tensors(load_tensors(folder / file, "comparison"), folder / file)
-    differs_N = comparison.proposed_N != comparison.real_N
-    mismatches = [
-        Mismatch(
-            problem_id=response.problem_id,
-            position=int(i),
-            real_id=int(comparison.real_N[i]),
-            small_id=int(comparison.proposed_N[i]),
-            logprob_real=float(comparison.large_logprob_real_N[i]),
-            logprob_small=float(comparison.large_logprob_small_N[i]),
-            logprob_best=float(comparison.large_logprob_best_N[i]),
-        )
-        for i in differs_N.nonzero()[:, 0]
-    ]
-    label_N = torch.full(differs_N.shape, int(Label.IDENTICAL), dtype=torch.uint8)
-    for mismatch, verdict in zip(mismatches, judge.judge(mismatches), strict=True):
-        if verdict.divergent is None:
-            label_N[mismatch.position] = UNJUDGED
-        else:
-            found = Label.DIVERGENT if verdict.divergent else Label.NEUTRAL
-            label_N[mismatch.position] = int(found)
-    return _Labelled(response, file, comparison, label_N)
-
-
-def _build(
-    pair: Pair,
-    labelled: Sequence[_Labelled],
-    responses: Sequence[Response],
-    judge: Judge,
-    folder: Path,
-    config: LabelConfig,
-) -> None:
-    """Write labels, embeddings and, last, the card."""
-    save_tensors(folder / LABELS, {"label": torch.cat([x.label_N for x in labelled])}, {})
-    ids_M = torch.unique(torch.cat([x.comparison.proposed_N for x in labelled]))
+    pin_config(folder / "build.json", pinned, "labels")
+    if (folder / CARD).exists():
+        return folder
+    domain_of = {r.problem_id: r.domain for r in responses.finished()}
+    splits = assign_splits(domain_of, config.shares, config.seed, config.groups)
+    labeller = _Labeller(judges, config.combine, splits, folder)
+    rows = list(labeller.rows(responses))
+    labels = {
+        "label": torch.cat(labeller.labels),
+        "probability": torch.cat(labeller.probabilities).to(torch.float16),
+    }
+    save_tensors(folder / LABELS, labels, {})
+    ids_M = torch.tensor(sorted(labeller.proposed))
     rows_ME = pair.small.embed(ids_M.tolist()).to(torch.float16)
     save_tensors(folder / EMBEDDINGS, {"ids": ids_M, "rows": rows_ME}, {})
-    split_of = assign_splits(
-        {x.response.problem_id: x.response.domain for x in labelled}, config.shares, config.seed
-    )
-    files = [LABELS, EMBEDDINGS, *(x.file for x in labelled)]
     card = {
         "format": FORMAT,
         "pair": pair.name,
         "small": asdict(SmallModelId.of(pair.small.info)),
         "large": {"name": pair.large.info.name, "fingerprint": pair.large.info.fingerprint},
-        "judge": {"name": judge.name, **judge.settings},
-        "unfinished_responses": len(responses) - len(labelled),
-        "base_rates": base_rates(labelled, split_of),
-        "problems": _problem_rows(labelled, split_of),
-        "sha256": {file: sha256_file(folder / file) for file in files},
+        "judges": [judge.to_json() for judge in judges],
+        "combine": config.combine if len(judges) > 1 else None,
+        "unfinished": responses.unfinished_keys,
+        "failures": _failures(responses, labeller),
+        "base_rates": labeller.base_rates(),
+        "responses": [asdict(row) for row in rows],
+        "sha256": {
+            name: sha256_file(folder / name)
+            for name in (LABELS, EMBEDDINGS, *(row.file for row in rows))
+        },
         "provenance": provenance(seed=config.seed),
     }
     write_json(folder / CARD, card)
+    return folder
 
 
-def _problem_rows(
-    labelled: Sequence[_Labelled], split_of: Mapping[str, Split]
-) -> list[dict[str, Any]]:
-    rows, start = [], 0
-    for item in labelled:
-        rows.append(
-            {
-                "id": item.response.problem_id,
-                "domain": item.response.domain,
-                "split": split_of[item.response.problem_id],
-                "file": item.file,
-                "start": start,
-                "positions": len(item.label_N),
-            }
-        )
-        start += len(item.label_N)
-    return rows
+class _Labeller:
+    """Collects labels, and counts them by split and domain, response by response."""
+
+    def __init__(
+        self,
+        judges: Sequence[JudgeRecord],
+        combination: str,
+        splits: Mapping[str, Split],
+        folder: Path,
+    ) -> None:
+        self._judges = judges
+        self._combination = combination
+        self._splits = splits
+        self._folder = folder
+        self._counts: dict[str, Counter[int]] = defaultdict(Counter)
+        self.labels: list[Tensor] = []
+        self.probabilities: list[Tensor] = []
+        self.proposed: set[int] = set()
+        self.failed: list[tuple[str, str]] = []
+
+    def rows(self, responses: Responses) -> Iterator[ResponseRow]:
+        """Label every finished response and yield what the card says of it."""
+        start = 0
+        for response in responses.finished():
+            comparison = load_comparison(self._folder / "compare", response)
+            label_N = self._label(response, comparison)
+            row = ResponseRow(
+                problem_id=response.problem_id,
+                sample=response.sample,
+                domain=response.domain,
+                split=self._splits[response.problem_id],
+                file=comparison_path(Path("compare"), response.key).as_posix(),
+                start=start,
+                positions=len(label_N),
+            )
+            for group in ("all", f"split {row.split}", f"domain {row.domain}"):
+                self._counts[group].update(label_N.tolist())
+            start += row.positions
+            yield row
+
+    def _label(self, response: Response, comparison: Comparison) -> Tensor:
+        """Return one response's labels [N]; keep them, and its probabilities."""
+        label_N = torch.full((len(comparison.real_N),), int(Label.IDENTICAL), dtype=torch.uint8)
+        probability_N = torch.zeros(len(label_N))
+        for position in comparison.mismatch_N.nonzero()[:, 0].tolist():
+            verdict = self._verdict(case_id(response.key, position))
+            label_N[position] = _label_of(verdict)
+            unknown = verdict.divergent is None or verdict.probability is None
+            probability_N[position] = math.nan if unknown else float(verdict.probability or 0.0)
+        self.labels.append(label_N)
+        self.probabilities.append(probability_N)
+        self.proposed.update(comparison.proposed_N.tolist())
+        return label_N
+
+    def _verdict(self, case: str) -> Verdict:
+        verdict = combine(self._combination, [judge.verdicts.get(case) for judge in self._judges])
+        if verdict.divergent is None:
+            self.failed.append((case, verdict.reason))
+        return verdict
+
+    def base_rates(self) -> dict[str, dict[str, float]]:
+        """Return positions, unjudged ones, and the shares of each label among the judged."""
+        rates = {}
+        for group, counts in sorted(self._counts.items()):
+            positions = sum(counts.values())
+            judged = positions - counts[UNJUDGED]
+            shares = {kind.name.lower(): counts[int(kind)] / max(judged, 1) for kind in Label}
+            rates[group] = {"positions": positions, "unjudged": counts[UNJUDGED], **shares}
+        return rates
 
 
-def base_rates(
-    labelled: Sequence[_Labelled], split_of: Mapping[str, Split]
-) -> dict[str, dict[str, float]]:
-    """Return positions and the shares of each label, for all problems and per split."""
-    groups: dict[str, list[torch.Tensor]] = defaultdict(list)
-    for item in labelled:
-        groups["all"].append(item.label_N)
-        groups[split_of[item.response.problem_id]].append(item.label_N)
-    rates = {}
-    for name, parts in groups.items():
-        label_N = torch.cat(parts)
-        judged = int((label_N != UNJUDGED).sum())
-        rates[name] = {
-            "positions": len(label_N),
-            "unjudged": len(label_N) - judged,
-            **{
-                kind.name.lower(): float((label_N == kind).sum()) / max(judged, 1) for kind in Label
-            },
-        }
-    return rates
+def _label_of(verdict: Verdict) -> int:
+    if verdict.divergent is None:
+        return UNJUDGED
+    return int(Label.DIVERGENT if verdict.divergent else Label.NEUTRAL)
+
+
+def _failures(responses: Responses, labeller: _Labeller) -> list[dict[str, str]]:
+    """Return what was left out, and why."""
+    unanswered = [asdict(failure) for failure in responses.failures]
+    unjudged = [
+        {"stage": "judge", "key": case, "reason": reason} for case, reason in labeller.failed
+    ]
+    return unanswered + unjudged

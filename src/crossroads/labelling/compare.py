@@ -6,18 +6,59 @@ Shapes: N response positions, K top entries, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from crossroads.dataset import Comparison
+from crossroads.artifacts import canonical_hash, ensure_writable, pin_config, save_tensors
+from crossroads.dataset import Comparison, LargeOutputs
 from crossroads.errors import DataError
+from crossroads.labelling.respond import Responses
 from crossroads.models.base import CausalLM, StepOutput, Want, concatenate
 from crossroads.routing.features import TOP_K
+from crossroads.types import Progress
+
+LARGE_TOP_K = 20
+"""Entries that are kept of the large model's distributions; what inference servers give at most."""
 
 _CHUNK = 64
 """Positions whose whole distributions are in memory at a time (64 x 152k x 4 B = 39 MB)."""
+
+
+def compare_all(
+    small: CausalLM, large: CausalLM, responses: Responses, folder: Path, progress: Progress
+) -> None:
+    """Write the comparison of every finished response to `folder`, a file each.
+
+    Effects: files that are there already are not made again; one response is in memory at a time.
+
+    Raises:
+        ConfigError: the folder holds comparisons by other models.
+        DataError: outputs that contradict themselves (a backend's fault, found before training).
+    """
+    ensure_writable(folder)
+    pinned = {
+        "small": small.info.fingerprint,
+        "large": large.info.fingerprint,
+        "top_k": TOP_K,
+        "large_top_k": LARGE_TOP_K,
+    }
+    pin_config(folder / "config.json", pinned, "comparisons")
+    progress.start("both models compare", len(responses.finished_keys), "responses")
+    for response in responses.finished():
+        path = comparison_path(folder, response.key)
+        if not path.exists():
+            comparison = compare(small, large, response.prompt_ids, response.response_ids)
+            save_tensors(path, comparison.to_tensors(), {"response": response.key})
+        progress.advance()
+    progress.finish()
+
+
+def comparison_path(folder: Path, key: str) -> Path:
+    """Return where the comparison of one response is; ids may hold what file names may not."""
+    return folder / f"{canonical_hash(key)[:16]}.safetensors"
 
 
 def compare(
@@ -29,18 +70,14 @@ def compare(
         DataError: outputs that contradict themselves (a backend's fault, found before training).
     """
     want = Want(positions="all", top_k=TOP_K, hidden=True)
-    step = concatenate(
-        list(_teacher_forced(small, prompt_ids, response_ids, want)), (len(response_ids),)
-    )
+    pieces = list(_teacher_forced(small, prompt_ids, response_ids, want))
+    step = concatenate(pieces, (len(response_ids),))
     real_N = torch.tensor(list(response_ids))
-    logprobs = _large_logprobs(large, prompt_ids, response_ids, step.top_ids_NK[:, 0])
     comparison = Comparison(
         step=step,
         real_N=real_N,
         position_N=torch.arange(len(response_ids)) + len(prompt_ids),
-        large_logprob_real_N=logprobs[0],
-        large_logprob_small_N=logprobs[1],
-        large_logprob_best_N=logprobs[2],
+        large=_large_outputs(large, prompt_ids, response_ids, step.top_ids_NK[:, 0]),
     )
     _check(comparison)
     return comparison
@@ -48,57 +85,54 @@ def compare(
 
 def _teacher_forced(
     model: CausalLM, prompt_ids: Sequence[int], response_ids: Sequence[int], want: Want
-) -> list[StepOutput]:
-    """Return outputs that predict each response token, in pieces of at most _CHUNK positions."""
+) -> Iterator[StepOutput]:
+    """Yield outputs that predict each response token, in pieces of at most _CHUNK positions."""
     cache = model.new_cache()
     try:
         if len(prompt_ids) > 1:
             model.extend([cache], [prompt_ids[:-1]])
         inputs = [prompt_ids[-1], *response_ids[:-1]]
-        return [
-            model.extend([cache], [inputs[start : start + _CHUNK]], want)
-            for start in range(0, len(inputs), _CHUNK)
-        ]
-    finally:
-        cache.release()
-
-
-def _large_logprobs(
-    large: CausalLM, prompt_ids: Sequence[int], response_ids: Sequence[int], small_N: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the large model's log-probabilities [N] of the real, small and best tokens."""
-    cache = large.new_cache()
-    try:
-        if len(prompt_ids) > 1:
-            large.extend([cache], [prompt_ids[:-1]])
-        inputs = [prompt_ids[-1], *response_ids[:-1]]
-        real_N = torch.tensor(list(response_ids))
-        parts = []
         for start in range(0, len(inputs), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            output = large.extend([cache], [inputs[part]], Want(positions="all", logits=True))
-            assert output.logits_NV is not None
-            ids_N2 = torch.stack([real_N[part], small_N[part]], dim=1)
-            chosen_N3 = torch.cat(
-                [output.logits_NV.gather(1, ids_N2), output.top_logits_NK[:, :1]], dim=1
-            )
-            parts.append(chosen_N3 - output.logsumexp_N[:, None])
-        logprobs_N3 = torch.cat(parts)
-        return logprobs_N3[:, 0], logprobs_N3[:, 1], logprobs_N3[:, 2]
+            yield model.extend([cache], [inputs[start : start + _CHUNK]], want)
     finally:
         cache.release()
+
+
+def _large_outputs(
+    large: CausalLM, prompt_ids: Sequence[int], response_ids: Sequence[int], small_N: Tensor
+) -> LargeOutputs:
+    """Return the large model's view of the N positions."""
+    want = Want(positions="all", top_k=LARGE_TOP_K, logits=True)
+    ids_N2 = torch.stack([torch.tensor(list(response_ids)), small_N], dim=1)
+    top_ids, top_logprobs, chosen = [], [], []
+    start = 0
+    for output in _teacher_forced(large, prompt_ids, response_ids, want):
+        assert output.logits_NV is not None
+        part_N2 = ids_N2[start : start + len(output.logits_NV)]
+        chosen.append(output.logits_NV.gather(1, part_N2) - output.logsumexp_N[:, None])
+        top_ids.append(output.top_ids_NK)
+        top_logprobs.append(output.top_logits_NK - output.logsumexp_N[:, None])
+        start += len(part_N2)
+    chosen_N2 = torch.cat(chosen)
+    return LargeOutputs(
+        logprob_real_N=chosen_N2[:, 0],
+        logprob_small_N=chosen_N2[:, 1],
+        top_ids_NK=torch.cat(top_ids),
+        top_logprobs_NK=torch.cat(top_logprobs),
+    )
 
 
 def _check(comparison: Comparison) -> None:
-    step = comparison.step
-    finite = all(
-        bool(torch.isfinite(column).all())
-        for column in (step.top_logits_NK, step.logsumexp_N, step.entropy_N, step.hidden_NH)
-        if column is not None
-    )
-    if not finite:
+    step, large = comparison.step, comparison.large
+    assert large is not None
+    columns = (step.top_logits_NK, step.logsumexp_N, step.entropy_N, step.hidden_NH)
+    if not all(bool(torch.isfinite(column).all()) for column in columns if column is not None):
         raise DataError("the small model put out numbers that are not finite")
     if not bool((step.top_logits_NK[:, 1:] <= step.top_logits_NK[:, :-1]).all()):
         raise DataError("the small model's top logits are not sorted")
-    if bool((comparison.large_logprob_small_N > comparison.large_logprob_best_N + 1e-4).any()):
-        raise DataError("the large model's best token is not its likeliest")
+    best_N = large.top_logprobs_NK[:, 0]
+    for name, logprob_N in (("real", large.logprob_real_N), ("small", large.logprob_small_N)):
+        if bool((logprob_N > best_N + 1e-4).any()):
+            raise DataError(f"the large model's best token is less likely than the {name} one")
+    if not bool((large.logprob_real_N <= 1e-4).all()):
+        raise DataError("the large model put out a probability above 1")

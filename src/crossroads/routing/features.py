@@ -9,7 +9,7 @@ Shapes: N positions, K top entries, H hidden size, E embedding size, W a feature
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -145,9 +145,27 @@ def check_names(names: Sequence[str]) -> None:
         raise RouterError(f"unknown router input {unknown[0]!r}; known: {', '.join(FEATURES)}")
 
 
+def stored_logprobs(step: StepOutput) -> Tensor:
+    """Return the top log-probabilities [N, K] in the half precision in which they are stored.
+
+    A float16 resolves a log-probability to 0.05 %, and a certain token's near 0 still finer; of a
+    logit, whose size means nothing, it would lose the digits that matter.
+    """
+    return (step.top_logits_NK - step.logsumexp_N[:, None]).to(torch.float16)
+
+
+def with_logprobs(step: StepOutput, logprobs_NK: Tensor) -> StepOutput:
+    """Return `step` with its top logits replaced by what `stored_logprobs` kept of them."""
+    return replace(step, top_logits_NK=logprobs_NK.float() + step.logsumexp_N[:, None])
+
+
 def compute(names: Sequence[str], inputs: FeatureInputs) -> dict[str, Tensor]:
-    """Return each named feature [N, W]: float32 rounded to the feature's dtype; ids int64."""
+    """Return each named feature [N, W]: float32 rounded to the feature's dtype; ids int64.
+
+    Top logits are rounded as labelling stores them, so that a live feature equals a stored one.
+    """
     check_names(names)
+    inputs = replace(inputs, step=with_logprobs(inputs.step, stored_logprobs(inputs.step)))
     values: dict[str, Tensor] = {}
     for name in names:
         feature = FEATURES[name]

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from crossroads.errors import ConfigError
+from crossroads.tasks.datasets import load_dataset_problems
+from crossroads.tasks.gsm8k import load_gsm8k
 from crossroads.tasks.jsonl import read_problems
 from crossroads.tasks.reasoning_gym import generate_problems
 from crossroads.types import Problem
@@ -21,6 +23,8 @@ def _from_file(path: str, count: int, _seed: int) -> list[Problem]:
 
 
 TASKS: dict[str, TaskFactory] = {
+    "datasets": load_dataset_problems,
+    "gsm8k": load_gsm8k,
     "jsonl": _from_file,
     "reasoning_gym": generate_problems,
 }

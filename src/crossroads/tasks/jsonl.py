@@ -7,9 +7,11 @@ an `id` that no other line has, and, if wanted, `answer` and `domain`.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from crossroads.artifacts import write_text
 from crossroads.errors import DataError
 from crossroads.types import Message, Problem
 
@@ -107,3 +109,18 @@ def _kind(value: Any) -> str:
     """Return what JSON calls the type of `value`."""
     names = {dict: "an object", list: "a list", str: "text", bool: "true or false"}
     return "null" if value is None else names.get(type(value), "a number")
+
+
+def write_problems(path: Path, problems: Sequence[Problem]) -> None:
+    """Write problems as `read_problems` reads them, atomically."""
+    lines = []
+    for problem in problems:
+        value: dict[str, Any] = {
+            "id": problem.id,
+            "messages": [{"role": m.role, "content": m.content} for m in problem.messages],
+            "domain": problem.domain,
+        }
+        if problem.answer is not None:
+            value["answer"] = problem.answer
+        lines.append(json.dumps(value, ensure_ascii=False))
+    write_text(path, "".join(f"{line}\n" for line in lines))
