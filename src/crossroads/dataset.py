@@ -31,6 +31,10 @@ from crossroads.types import Label, Split
 
 FORMAT = 2
 CARD, LABELS, EMBEDDINGS = "dataset.json", "labels.safetensors", "embeddings.safetensors"
+TOKENS = "tokens.json"
+"""The texts of the ids that occur, for people; a dataset from elsewhere may lack it."""
+SHOWN_ALTERNATIVES = 5
+"""Of each model's likeliest tokens, how many have their text in TOKENS."""
 UNJUDGED = 255
 """Label of a mismatch whose judge failed; such positions are in no split."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,17 @@ import torch
 from torch import Tensor
 
 from crossroads.artifacts import pin_config, save_tensors, sha256_file, write_json
-from crossroads.dataset import CARD, EMBEDDINGS, FORMAT, LABELS, UNJUDGED, Comparison, ResponseRow
+from crossroads.dataset import (
+    CARD,
+    EMBEDDINGS,
+    FORMAT,
+    LABELS,
+    SHOWN_ALTERNATIVES,
+    TOKENS,
+    UNJUDGED,
+    Comparison,
+    ResponseRow,
+)
 from crossroads.errors import DataError
 from crossroads.labelling.cases import load_comparison
 from crossroads.labelling.compare import comparison_path
@@ -21,6 +31,7 @@ from crossroads.labelling.judges.base import Verdict
 from crossroads.labelling.records import Response, case_id
 from crossroads.labelling.respond import Responses
 from crossroads.labelling.verdicts import Verdicts, combine
+from crossroads.models.base import Tokenizer
 from crossroads.models.pairs import Pair
 from crossroads.provenance import provenance
 from crossroads.routing.checkpoint import SmallModelId
@@ -102,6 +113,7 @@ def build(
     ids_M = torch.tensor(sorted(labeller.proposed))
     rows_ME = pair.small.embed(ids_M.tolist()).to(torch.float16)
     save_tensors(folder / EMBEDDINGS, {"ids": ids_M, "rows": rows_ME}, {})
+    write_json(folder / TOKENS, _texts(pair.tokenizer, labeller.shown))
     card = {
         "format": FORMAT,
         "pair": pair.name,
@@ -115,7 +127,7 @@ def build(
         "responses": [asdict(row) for row in rows],
         "sha256": {
             name: sha256_file(folder / name)
-            for name in (LABELS, EMBEDDINGS, *(row.file for row in rows))
+            for name in (LABELS, EMBEDDINGS, TOKENS, *(row.file for row in rows))
         },
         "provenance": provenance(seed=config.seed),
     }
@@ -141,6 +153,7 @@ class _Labeller:
         self.labels: list[Tensor] = []
         self.probabilities: list[Tensor] = []
         self.proposed: set[int] = set()
+        self.shown: set[int] = set()
         self.failed: list[tuple[str, str]] = []
 
     def rows(self, responses: Responses) -> Iterator[ResponseRow]:
@@ -175,6 +188,7 @@ class _Labeller:
         self.labels.append(label_N)
         self.probabilities.append(probability_N)
         self.proposed.update(comparison.proposed_N.tolist())
+        self.shown.update(_shown(comparison))
         return label_N
 
     def _verdict(self, case: str) -> Verdict:
@@ -192,6 +206,19 @@ class _Labeller:
             shares = {kind.name.lower(): counts[int(kind)] / max(judged, 1) for kind in Label}
             rates[group] = {"positions": positions, "unjudged": counts[UNJUDGED], **shares}
         return rates
+
+
+def _shown(comparison: Comparison) -> Iterator[int]:
+    """Yield the ids that a page about this response may show."""
+    yield from comparison.real_N.tolist()
+    yield from comparison.step.top_ids_NK[:, :SHOWN_ALTERNATIVES].flatten().tolist()
+    if comparison.large is not None:
+        yield from comparison.large.top_ids_NK[:, :SHOWN_ALTERNATIVES].flatten().tolist()
+
+
+def _texts(tokenizer: Tokenizer, ids: Collection[int]) -> dict[str, str]:
+    pieces = tokenizer.pieces()
+    return {str(i): (pieces[i] or b"").decode("utf-8", errors="replace") for i in sorted(ids)}
 
 
 def _label_of(verdict: Verdict) -> int:

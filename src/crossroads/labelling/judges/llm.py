@@ -10,7 +10,6 @@ import asyncio
 import json
 import math
 import os
-import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -20,16 +19,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from crossroads.artifacts import ResumableLog, canonical_hash
+from crossroads.artifacts import canonical_hash
 from crossroads.errors import ConfigError, EngineError
 from crossroads.labelling.judges.base import Judgement, Verdict, failed
 from crossroads.labelling.judges.prompt import PROMPT_VERSION, messages
+from crossroads.labelling.judges.replies import FIELD, Replies, Reply, read_reply
 from crossroads.labelling.records import Case, Span
 
 INSTALL = 'pip install "crossroads-lm[judges]"'
 
-_ANSWER = re.compile(r"[\s\"'`*]*([01])[\s\"'`*.]*")
-_FIELD = "divergent"
 _FORMAT = {
     "type": "json_schema",
     "json_schema": {
@@ -37,8 +35,8 @@ _FORMAT = {
         "strict": True,
         "schema": {
             "type": "object",
-            "properties": {_FIELD: {"type": "integer", "enum": [0, 1]}},
-            "required": [_FIELD],
+            "properties": {FIELD: {"type": "integer", "enum": [0, 1]}},
+            "required": [FIELD],
             "additionalProperties": False,
         },
     },
@@ -205,37 +203,6 @@ def _finished(flying: set[Future[Judgement]], *, block: bool) -> Iterator[Judgem
         yield future.result()
 
 
-@dataclass(frozen=True, slots=True)
-class _Reply:
-    """What a model answered, and the log-probabilities of "0" and "1" where it did."""
-
-    text: str | None
-    top: tuple[tuple[str, float], ...] = ()
-
-    def digit(self, structured: bool) -> int | None:
-        """Return the answer, or None for anything but a clear one."""
-        if self.text is None:
-            return None
-        if not structured:
-            match = _ANSWER.fullmatch(self.text)
-            return int(match[1]) if match else None
-        try:
-            value = json.loads(self.text)
-        except ValueError:
-            return None
-        digit = value.get(_FIELD) if isinstance(value, dict) else None
-        return digit if type(digit) is int and digit in (0, 1) else None
-
-    @property
-    def probability(self) -> float | None:
-        """Return P(1) / (P(0) + P(1)), or None where nothing is known of either."""
-        mass = {"0": 0.0, "1": 0.0}
-        for token, logprob in self.top:
-            mass[token] += math.exp(min(logprob, 0.0))
-        total = mass["0"] + mass["1"]
-        return mass["1"] / total if total else None
-
-
 class _NoReplyError(Exception):
     """A request that failed; `again` if another try may help, `down` if nobody listens."""
 
@@ -256,8 +223,8 @@ class _Session:
         """Read the cached replies and make a client; nothing is sent."""
         self._judge = judge
         self._openai = _import_openai()
-        self._replies = _Replies(judge)
-        self._asking: dict[str, asyncio.Task[_Reply]] = {}
+        self._replies = Replies(judge.cache, judge.url, judge.model)
+        self._asking: dict[str, asyncio.Task[Reply]] = {}
         self._logprobs = judge.logprobs
         self._strikes = 0
         self._key = os.environ.get(judge.key_env) or _NO_KEY
@@ -312,7 +279,7 @@ class _Session:
             )
         return failed(case, str(error))
 
-    async def _reply(self, request: dict[str, Any]) -> _Reply:
+    async def _reply(self, request: dict[str, Any]) -> Reply:
         """Return the reply to a request: a cached one, one on its way, or a new one."""
         # The request as the settings mean it: a server that refuses logprobs refuses them
         # tomorrow too, and another run shall find these replies.
@@ -325,7 +292,7 @@ class _Session:
             self._asking[key] = task
         return await self._asking[key]
 
-    async def _ask(self, key: str, request: dict[str, Any]) -> _Reply:
+    async def _ask(self, key: str, request: dict[str, Any]) -> Reply:
         """Send a request until it is answered, and keep a readable answer."""
         tries = 0
         while True:
@@ -340,7 +307,7 @@ class _Session:
                 await asyncio.sleep(max(self._judge.backoff * 2**tries, error.pause))
                 tries += 1
         self._strikes = 0
-        reply = _read(completion)
+        reply = read_reply(completion)
         if reply.digit(self._judge.structured) is not None:
             self._replies.keep(key, reply)
         return reply
@@ -422,52 +389,3 @@ def _pause(error: Any) -> float:
     except ValueError:
         return 0.0
     return min(max(seconds, 0.0), _LONGEST_WAIT) if math.isfinite(seconds) else 0.0
-
-
-def _read(completion: Any) -> _Reply:
-    """Return what matters of a completion; a server may send anything, so nothing is trusted."""
-    if isinstance(completion, str):  # what the client returns for a body that is not JSON
-        return _Reply(completion)
-    try:
-        choice = completion.to_dict(warnings=False)["choices"][0]
-        text = choice["message"]["content"]
-    except (AttributeError, LookupError, TypeError):
-        return _Reply(None)
-    return _Reply(text, _top(choice)) if isinstance(text, str) else _Reply(None)
-
-
-def _top(choice: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
-    """Return the log-probabilities of "0" and "1" at the first token that is one of them."""
-    try:
-        tokens = choice["logprobs"]["content"]
-        entries = next(t["top_logprobs"] for t in tokens if t["token"].strip() in ("0", "1"))
-        found = [(entry["token"].strip(), float(entry["logprob"])) for entry in entries]
-    except (AttributeError, LookupError, TypeError, ValueError, StopIteration):
-        return ()
-    return tuple((t, value) for t, value in found if t in ("0", "1") and math.isfinite(value))
-
-
-class _Replies:
-    """Replies by their request's hash: in memory and, with a folder, in a log that outlives us."""
-
-    def __init__(self, judge: LLMJudge) -> None:
-        """Read what earlier runs kept for this endpoint and model."""
-        self._found: dict[str, _Reply] = {}
-        self._log: ResumableLog | None = None
-        if judge.cache is None:
-            return
-        name = canonical_hash([judge.url.rstrip("/"), judge.model])[:16]
-        self._log = ResumableLog(judge.cache / f"llm-{name}.jsonl")
-        for record in self._log:
-            top = tuple((token, logprob) for token, logprob in record["top"])
-            self._found[record["key"]] = _Reply(record["text"], top)
-
-    def get(self, key: str) -> _Reply | None:
-        """Return the reply to the request with this hash, if there is one."""
-        return self._found.get(key)
-
-    def keep(self, key: str, reply: _Reply) -> None:
-        """Remember a reply."""
-        self._found[key] = reply
-        if self._log is not None:
-            self._log.append({"key": key, "text": reply.text, "top": reply.top})
