@@ -159,9 +159,14 @@ class EmbeddingTable:
         """Return the rows [N, E], float32.
 
         Raises:
-            DataError: an id that the dataset never proposes.
+            DataError: an id that the dataset never proposes, or a dataset without embeddings.
         """
         wanted_N = torch.tensor(list(token_ids), dtype=self.ids_M.dtype)
+        if not len(self.ids_M) and len(wanted_N):
+            raise DataError(
+                "the dataset holds no token embeddings; choose router inputs other than "
+                "token_embedding, or import the data again with its small model"
+            )
         at_N = torch.searchsorted(self.ids_M, wanted_N).clamp_max(len(self.ids_M) - 1)
         if not torch.equal(self.ids_M[at_N], wanted_N):
             raise DataError("the dataset holds no embedding of one of its tokens; label again")

@@ -60,7 +60,9 @@ def assign_splits(
     missing = set(Split) - set(split_of.values())
     if missing:
         names = ", ".join(sorted(missing))
-        grouped = f" in {len(units)} groups" if len(units) < len(domains) else ""
+        grouped = (
+            f" ({len(units)} when each group counts once)" if len(units) < len(domains) else ""
+        )
         raise DataError(
             f"{len(domains)} problems{grouped} leave no problem for {names}; label more problems "
             "(at least 5 per domain with the default shares)"

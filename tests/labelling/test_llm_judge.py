@@ -5,6 +5,9 @@ from __future__ import annotations
 import gc
 import json
 import math
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from crossroads.errors import ConfigError, EngineError
+from crossroads.errors import ConfigError, DataError, EngineError
 from crossroads.labelling.judges import JudgeContext, judge_by_name, parse_judge
 from crossroads.labelling.judges.base import Verdict
 from crossroads.labelling.judges.prompt import PROMPT_VERSION, messages
@@ -43,6 +46,9 @@ class Endpoint:
         endpoint = self
 
         class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"  # connections stay open, so that they can be leaked
+            disable_nagle_algorithm = True
+
             def do_POST(self) -> None:
                 endpoint.serve(self)
 
@@ -50,6 +56,8 @@ class Endpoint:
                 pass
 
         class Quiet(ThreadingHTTPServer):
+            request_queue_size = 64  # with the default of 5, connections at once wait for seconds
+
             def handle_error(self, *_: object) -> None:
                 pass  # a judge that was closed hangs up in the middle
 
@@ -65,7 +73,9 @@ class Endpoint:
             self.flying += 1
             self.peak = max(self.peak, self.flying)
         try:
-            status, reply = self.answer(body) if handler.path == "/v1/chat/completions" else (404, "")
+            status, reply = (
+                self.answer(body) if handler.path == "/v1/chat/completions" else (404, "")
+            )
         finally:
             with self.lock:
                 self.flying -= 1
@@ -134,8 +144,15 @@ def surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     yield
-    gc.collect()  # a task or a client that nobody closed warns here, and a warning is an error
     assert not [t for t in threading.enumerate() if t.name == "llm-judge"]
+
+
+@pytest.fixture
+def collected(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Find what nobody closed: connections warn, a warning is an error, and tasks are logged."""
+    yield
+    gc.collect()
+    assert not [*caplog.get_records("call"), *caplog.get_records("teardown")]
 
 
 @pytest.mark.parametrize(("text", "divergent"), [("1", True), ("0", False), (" **1**.\n", True)])
@@ -191,13 +208,13 @@ def test_several_continuations_are_averaged() -> None:
     def answer(body: dict[str, Any]) -> Answer:
         if "⟦sure⟧" in asked(body):
             return completion("1", {"1": 0.9, "0": 0.1})
-        return completion("0", {"1": 0.3, "0": 0.7})
+        return completion("0", {"1": 0.15, "0": 0.85})
 
     some = [case(continuations=(" sure", " no")), case(4, continuations=(" sure", " no", " yes"))]
     with Endpoint(answer) as endpoint:
         found = verdicts(judge(endpoint), some)
     assert [v.divergent for v in found] == [True, False]
-    assert [v.probability for v in found] == [pytest.approx(0.6), pytest.approx(0.5)]
+    assert [v.probability for v in found] == [pytest.approx(0.525), pytest.approx(0.4)]
 
 
 def test_without_logprobs_the_digits_of_several_continuations_are_averaged() -> None:
@@ -316,7 +333,7 @@ def test_a_request_that_is_refused_is_not_sent_again() -> None:
         ((200, {"error": "none"}), "''"),
         ((200, "[1]"), "''"),
         ((200, "<html>1</html>"), "'<html>1</html>'"),
-        (completion("never " * 100), "never never..."),
+        (completion("never " * 100), "never ...'"),
     ],
 )
 def test_nonsense_is_a_failure_with_what_was_said(
@@ -389,7 +406,7 @@ def test_eight_unanswered_cases_in_a_row_stop_the_run() -> None:
     with refuses(503, "overloaded") as endpoint:
         stream = judge(endpoint, retries=0, concurrency=1).judge(cases(20))
         assert [next(stream).verdict.divergent for _ in range(7)] == [None] * 7
-        with pytest.raises(EngineError, match="8 cases in a row unanswered .*overloaded"):
+        with pytest.raises(EngineError, match=r"8 cases in a row unanswered .*overloaded"):
             next(stream)
     assert len(endpoint.bodies) == 8
 
@@ -442,6 +459,16 @@ def test_another_model_url_or_form_has_other_replies(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 3
 
 
+def test_a_damaged_cache_is_one_sentence(tmp_path: Path) -> None:
+    with says("1") as endpoint:
+        cached = judge(endpoint, cache=tmp_path)
+        verdicts(cached, [case()])
+        [file] = tmp_path.iterdir()
+        file.write_text('{"key": "x"}\n')
+        with pytest.raises(DataError, match=r"line 1 is no reply of a judge; delete the file"):
+            verdicts(cached, [case()])
+
+
 def test_a_failure_is_not_cached(tmp_path: Path) -> None:
     with refuses(500) as endpoint:
         broken = judge(endpoint, cache=tmp_path, retries=0)
@@ -468,6 +495,7 @@ def test_a_server_without_logprobs_is_asked_without_them(tmp_path: Path) -> None
     assert len(endpoint.bodies) == 4
 
 
+@pytest.mark.usefixtures("collected")
 def test_closing_early_leaves_nothing_behind() -> None:
     release = threading.Event()
 
@@ -489,6 +517,42 @@ def test_closing_early_leaves_nothing_behind() -> None:
         release.set()
 
 
+@pytest.mark.usefixtures("collected")
+def test_closing_early_does_not_wait_for_tries_to_come() -> None:
+    def answer(body: dict[str, Any]) -> Answer:
+        return completion("1") if "Line 0" in asked(body) else (429, "later")
+
+    with Endpoint(answer) as endpoint:
+        endpoint.headers["retry-after"] = "50"
+        stream = judge(endpoint, concurrency=4).judge(cases(4))
+        assert next(stream).case_id == case(0).id
+        start = time.monotonic()
+        stream.close()
+        assert time.monotonic() - start < 5
+
+
+@pytest.mark.slow
+def test_a_generator_that_nobody_closes_does_not_hang_the_exit() -> None:
+    program = """
+import sys
+from labelling.cases import cases
+from labelling.test_llm_judge import judge, says
+endpoint = says("1")
+endpoint.thread.daemon = True
+endpoint.thread.start()
+stream = judge(endpoint, concurrency=4).judge(cases(50))
+print(next(stream).verdict.divergent)
+"""
+    tests = str(Path(__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([tests, *sys.path])}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        capture_output=True, text=True, timeout=60, env=environment, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+
+
+@pytest.mark.usefixtures("collected")
 def test_an_error_in_the_source_of_cases_reaches_the_caller() -> None:
     def broken() -> Iterator[Case]:
         yield case()
@@ -545,7 +609,7 @@ def test_settings_are_what_verdicts_depend_on() -> None:
         {"backoff": -1.0},
         {"structured": "yes"},
         {"temperature": 1},
-        {"name": "other"},
+        {"cache": "elsewhere"},
     ],
 )
 def test_settings_that_cannot_work(wrong: dict[str, Any]) -> None:

@@ -12,8 +12,9 @@ import torch
 from crossroads.artifacts import read_json, sha256_file
 from crossroads.dataset import LabelledDataset, Positions
 from crossroads.errors import ConfigError, DataError, RouterError
-from crossroads.labelling.build import LabelConfig, label
 from crossroads.labelling.judges.likelihood import LikelihoodJudge
+from crossroads.labelling.respond import RespondConfig
+from crossroads.labelling.run import LabelConfig, label
 from crossroads.routing.checkpoint import load_router
 from crossroads.routing.policy import sends_to_large
 from crossroads.training.fit import FitConfig, fit, score_positions
@@ -29,8 +30,8 @@ CONFIG = FitConfig(inputs=("entropy", "margin", "hidden"), epochs=8)
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> LabelledDataset:
     folder = tmp_path_factory.mktemp("labels")
     problems = [Problem(f"p{i}", (Message("user", f"Q{i}" * 3),), "1") for i in range(60)]
-    config = LabelConfig(max_tokens=300)
-    label(scripted_pair(), problems, LikelihoodJudge(0.1), folder, SilentProgress(), config)
+    config = LabelConfig(RespondConfig(max_tokens=300))
+    label(scripted_pair(), problems, [LikelihoodJudge(0.1)], folder, SilentProgress(), config)
     return LabelledDataset.open(folder)
 
 

@@ -1,9 +1,13 @@
-"""`crossroads label`: problems to a labelled dataset."""
+"""`crossroads label`: problems to a labelled dataset, all stages or some."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,70 +15,293 @@ from crossroads.cli.options import FILE, FOLDER, PairOptions, pair_options
 from crossroads.errors import ConfigError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from crossroads.labelling.judges.base import Judge, JudgeContext
+    from crossroads.labelling.run import LabelConfig
     from crossroads.types import Problem
+
+STAGES = ("respond", "compare", "continue", "judge", "build")
 
 
 @click.command()
 @click.argument("out", type=FOLDER)
-@click.option("--problems", type=FILE, help="JSONL file: id, prompt or messages, answer, domain.")
-@click.option("--task", default=None, help="Problems of a task, such as reasoning_gym:chain_sum.")
-@click.option("--count", default=100, show_default=True, help="How many of the task's problems.")
-@click.option("--seed", default=0, show_default=True, help="Seed of problems and splits.")
+@click.option(
+    "--problems",
+    type=FILE,
+    multiple=True,
+    help="JSONL file: id, prompt or messages, answer, domain. May be given again.",
+)
+@click.option(
+    "--task",
+    multiple=True,
+    help="Problems of a task: reasoning_gym:NAME, gsm8k:train, datasets:path=...,prompt=COLUMN, "
+    "jsonl:PATH. May be given again.",
+)
+@click.option("--count", default=100, show_default=True, help="How many of each task's problems.")
+@click.option("--seed", default=0, show_default=True, help="Seed of problems, samples and splits.")
 @pair_options(context=2048)
-@click.option("--judge", default="likelihood", show_default=True)
+@click.option(
+    "--judge",
+    "judges",
+    multiple=True,
+    default=("likelihood",),
+    show_default=True,
+    help="NAME or NAME:KEY=VALUE,...; likelihood, convergence, embedding, local, llm, outcome. "
+    "May be given again.",
+)
+@click.option(
+    "--combine",
+    type=click.Choice(["any", "all", "vote"]),
+    default="vote",
+    show_default=True,
+    help="How several judges make one label.",
+)
+@click.option(
+    "--stage",
+    "stages",
+    type=click.Choice(STAGES),
+    multiple=True,
+    help="Run this stage alone; may be given again [default: all].",
+)
 @click.option("--max-tokens", default=512, show_default=True, help="Longest response.")
+@click.option("--samples", default=1, show_default=True, help="Responses per problem.")
+@click.option("--temperature", default=0.0, show_default=True, help="Of responses; 0 = greedy.")
+@click.option("--top-p", default=1.0, show_default=True)
+@click.option(
+    "--sentences", default=2, show_default=True, help="A continuation ends with this sentence."
+)
+@click.option("--continuation-tokens", default=128, show_default=True, help="Longest continuation.")
+@click.option("--continuations", default=1, show_default=True, help="Continuations per mismatch.")
+@click.option("--continuation-temperature", default=0.0, show_default=True, help="0 = greedy.")
+@click.option(
+    "--always-continue", is_flag=True, help="Continue mismatches even if no judge needs it."
+)
 @click.option("--rows", default=16, show_default=True, type=click.IntRange(1), help="Rows at once.")
+@click.option(
+    "--against",
+    multiple=True,
+    help="Evaluation set that must not be among the problems: a benchmark's name or a task. May "
+    "be given again [default: every known benchmark].",
+)
+@click.option("--drop-contaminated", is_flag=True, help="Leave evaluation questions out.")
+@click.option("--allow-contaminated", is_flag=True, help="Do not look for evaluation questions.")
+@click.option("--retry-failed", is_flag=True, help="Ask judges again where they failed.")
+@click.option("--rebuild", is_flag=True, help="Replace the labels by those of other judges.")
 def label(
     out: Path,
-    problems: Path | None,
-    task: str | None,
+    problems: tuple[Path, ...],
+    task: tuple[str, ...],
     count: int,
     seed: int,
     models: PairOptions,
-    judge: str,
-    max_tokens: int,
+    judges: tuple[str, ...],
+    stages: tuple[str, ...],
     rows: int,
+    against: tuple[str, ...],
+    drop_contaminated: bool,
+    allow_contaminated: bool,
+    **settings: Any,
 ) -> None:
-    """Label problems into the dataset folder OUT; run again after a stop to go on."""
+    """Label problems into the dataset folder OUT; run again after a stop to go on.
+
+    The large model answers, both models read the answers, the large model continues where they
+    differ, judges decide, and the labels are built.
+    """
     from crossroads.artifacts import ensure_writable
-    from crossroads.cli.console import RichProgress, console
-    from crossroads.labelling.build import LabelConfig
-    from crossroads.labelling.build import label as label_problems
+    from crossroads.cli.console import RichProgress, console, stderr
+    from crossroads.labelling.judges import parse_judge
+    from crossroads.labelling.judges.base import JudgeContext
+    from crossroads.labelling.run import label as label_problems
+    from crossroads.models.weights import cache_root
+
+    named = [parse_judge(text) for text in judges]
+    policy = None if allow_contaminated else _Policy(against, drop_contaminated, seed)
+    screened = _screen(_problems(problems, task, count, seed), policy, stderr())
+    config = _config(settings, screened, seed, rows)
+    ensure_writable(out)
+    with models.load(max_rows=rows + 1) as pair, RichProgress() as progress:
+        context = JudgeContext(pair, rows + 1, cache_root() / "judgements")
+        with _chosen(named, context) as chosen:
+            label_problems(
+                pair, screened.problems, chosen, out, progress, config, stages=stages or STAGES
+            )
+    if not stages or "build" in stages:
+        _report(out, console())
+
+
+@contextmanager
+def _chosen(
+    named: Sequence[tuple[str, dict[str, Any]]], context: JudgeContext
+) -> Iterator[list[Judge]]:
+    """Yield the judges, and close those that hold a model of their own."""
     from crossroads.labelling.judges import judge_by_name
 
-    chosen = _problems(problems, task, count, seed)
-    verdicts = judge_by_name(judge)
-    ensure_writable(out)
-    config = LabelConfig(max_tokens=max_tokens, max_rows=rows, seed=seed)
-    with models.load(max_rows=rows) as pair, RichProgress() as progress:
-        label_problems(pair, chosen, verdicts, out, progress, config)
-    console().print(base_rate_table(out))
+    with ExitStack() as stack:
+        judges = []
+        for name, values in named:
+            judges.append(judge_by_name(name, context, **values))
+            if close := getattr(judges[-1], "close", None):
+                stack.callback(close)
+        yield judges
 
 
-def _problems(path: Path | None, task: str | None, count: int, seed: int) -> list[Problem]:
-    """Return the problems that --problems or --task name."""
+def _problems(paths: Sequence[Path], tasks: Sequence[str], count: int, seed: int) -> list[Problem]:
+    """Return the problems of every source."""
     from crossroads.tasks import load_problems
+    from crossroads.tasks.collect import merge
     from crossroads.tasks.jsonl import read_problems
 
-    if path is not None and task is None:
-        return read_problems(path)
-    if task is not None and path is None:
-        return load_problems(task, count, seed)
-    raise ConfigError("give either --problems FILE or --task NAME")
+    if not paths and not tasks:
+        raise ConfigError("there is nothing to label; give --problems FILE or --task NAME")
+    sources = {str(path): read_problems(path) for path in paths}
+    sources |= {task: load_problems(task, count, seed) for task in tasks}
+    return merge(sources)
+
+
+@dataclass(frozen=True)
+class _Policy:
+    """What to look for among the problems, and what to do with it."""
+
+    against: tuple[str, ...]
+    drop: bool
+    seed: int
+
+
+@dataclass(frozen=True)
+class _Screened:
+    """Problems to label, which of them are duplicates, and what the dataset says of the search."""
+
+    problems: list[Problem]
+    groups: dict[str, str]
+    notes: dict[str, Any]
+
+
+def _screen(problems: list[Problem], policy: _Policy | None, out: Console) -> _Screened:
+    """Look for duplicates and evaluation questions, and tell what was found.
+
+    Raises:
+        DataError: there are evaluation questions, and the policy is not to drop them.
+    """
+    from crossroads.tasks.collect import find_duplicates, require_clean, screen
+
+    notes: dict[str, Any] = {"contamination": "not checked"}
+    if policy is not None:
+        texts, unchecked = _benchmarks(policy)
+        for name, why in unchecked.items():
+            out.print(f"not checked against {name}: {why}", markup=False, soft_wrap=True)
+        found = screen(problems, texts)
+        problems = list(found.clean) if policy.drop else require_clean(found)
+        dropped = sorted({finding.problem_id for finding in found.contaminated})
+        if dropped:
+            out.print(f"{len(dropped)} problems hold evaluation questions and are left out")
+        notes["contamination"] = {
+            "checked": {name: len(questions) for name, questions in texts.items()},
+            "unchecked": unchecked,
+            "dropped": dropped,
+        }
+    report = find_duplicates(problems)
+    groups = {problem: group for problem, group in report.group_of.items() if problem != group}
+    for kind, found_groups in (("equal", report.exact), ("nearly equal", report.near)):
+        if found_groups:
+            extra = sum(len(group) - 1 for group in found_groups)
+            example = ", ".join(found_groups[0][:3])
+            out.print(
+                f"{extra} problems are {kind} to others (such as {example}); they share a split",
+                markup=False,
+                soft_wrap=True,
+            )
+    notes["duplicates"] = {"exact": report.exact, "near": report.near}
+    return _Screened(problems, groups, notes)
+
+
+def _benchmarks(policy: _Policy) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Return the questions to look for, and why others could not be had.
+
+    A task that the user names must load; a benchmark may be out of reach.
+    """
+    from crossroads.tasks import load_problems
+    from crossroads.tasks.benchmarks import BENCHMARKS
+    from crossroads.tasks.collect import gather_benchmarks
+    from crossroads.tasks.overlap import problem_text
+
+    tasks = [name for name in policy.against if ":" in name]
+    named = [name for name in policy.against if ":" not in name]
+    gathered = gather_benchmarks(named if policy.against else list(BENCHMARKS))
+    texts = {name: list(questions) for name, questions in gathered.texts.items()}
+    for task in tasks:
+        texts[task] = [problem_text(p) for p in load_problems(task, 10**9, policy.seed)]
+    return texts, dict(gathered.unchecked)
+
+
+def _config(settings: dict[str, Any], screened: _Screened, seed: int, rows: int) -> LabelConfig:
+    from crossroads.labelling.build import BuildConfig
+    from crossroads.labelling.continue_ import ContinueConfig
+    from crossroads.labelling.respond import RespondConfig
+    from crossroads.labelling.run import LabelConfig
+    from crossroads.labelling.sentences import SentenceRule
+
+    return LabelConfig(
+        respond=RespondConfig(
+            max_tokens=settings["max_tokens"],
+            samples=settings["samples"],
+            temperature=settings["temperature"],
+            top_p=settings["top_p"],
+            seed=seed,
+        ),
+        continue_=ContinueConfig(
+            rule=SentenceRule(settings["sentences"], settings["continuation_tokens"]),
+            samples=settings["continuations"],
+            temperature=settings["continuation_temperature"],
+            seed=seed,
+        ),
+        build=BuildConfig(
+            seed=seed,
+            combine=settings["combine"],
+            groups=screened.groups,
+            screening=screened.notes,
+            rebuild=settings["rebuild"],
+        ),
+        max_rows=rows,
+        continuations=settings["always_continue"],
+        retry_failed=settings["retry_failed"],
+    )
+
+
+def _report(out: Path, screen: Console) -> None:
+    """Print the base rates, and what was left out and why."""
+    from crossroads.dataset import LabelledDataset
+
+    card = LabelledDataset.open(out).card
+    screen.print(base_rate_table(out))
+    if unfinished := card["unfinished"]:
+        screen.print(f"{len(unfinished)} responses hit the token limit and are not labelled")
+    reasons = Counter((f["stage"], f["reason"]) for f in card["failures"])
+    if reasons:
+        screen.print(f"{reasons.total()} pieces of work failed:")
+    for (stage, reason), times in reasons.most_common(10):
+        screen.print(f"  {times} x {stage}: {reason}", markup=False, soft_wrap=True)
 
 
 def base_rate_table(dataset: Path) -> object:
-    """Return the label shares per split as a terminal table."""
+    """Return the label shares per split and domain, beside R2R's, as a terminal table."""
     from rich.table import Table
 
     from crossroads.dataset import LabelledDataset
+    from crossroads.labelling.build import R2R_BASE_RATES
 
     card = LabelledDataset.open(dataset).card
-    table = Table(title=f"labels in {dataset} (judge: {card['judge']['name']})")
-    table.add_column("split")
-    for column in ("positions", "identical %", "neutral %", "divergent %"):
+    judges = ", ".join(judge["name"] for judge in card["judges"])
+    if card["combine"]:
+        judges = f"{card['combine']} of {judges}"
+    table = Table(title=f"labels in {dataset} (judge: {judges})")
+    kinds = ("identical", "neutral", "divergent")
+    table.add_column("part")
+    for column in ("positions", *(f"{kind} %" for kind in kinds), "unjudged"):
         table.add_column(column, justify="right")
-    for split, rates in card["base_rates"].items():
-        shares = [f"{100 * rates[kind]:.2f}" for kind in ("identical", "neutral", "divergent")]
-        table.add_row(split, str(rates["positions"]), *shares)
+    for part, rates in card["base_rates"].items():
+        shares = [f"{100 * rates[kind]:.2f}" for kind in kinds]
+        table.add_row(part, str(rates["positions"]), *shares, str(rates["unjudged"]))
+    paper = [f"{100 * R2R_BASE_RATES[kind]:.0f}" for kind in kinds]
+    table.add_row("R2R (paper)", "", *paper, "")
     return table

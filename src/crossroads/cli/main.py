@@ -15,6 +15,11 @@ VERBS: Mapping[str, str] = {
     "pairs": "list the known pairs",
     "pull": "fetch and verify the weights of a pair",
     "label": "label the tokens of a set of problems",
+    "audit": "check that every label stands beside what it is about",
+    "export": "write a labelled dataset in R2R's columns",
+    "import-r2r": "read R2R's columns into a labelled dataset",
+    "inspect": "look at a labelled dataset, token by token",
+    "agreement": "how far the judges of a dataset agree",
     "train": "train, calibrate and report a router",
     "generate": "answer a prompt with both models",
 }
@@ -33,8 +38,9 @@ class LazyGroup(click.Group):
         del ctx
         if cmd_name not in VERBS:
             return None
-        module = importlib.import_module(f"crossroads.cli.{cmd_name}")
-        command: click.Command = getattr(module, cmd_name)
+        name = cmd_name.replace("-", "_")
+        module = importlib.import_module(f"crossroads.cli.{name}")
+        command: click.Command = getattr(module, name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -47,13 +47,16 @@ class BuildConfig:
     """How verdicts become a dataset. `combine` matters with several judges: any, all or vote.
 
     `groups` names, for each problem that is a duplicate of another, the group that must stay in
-    one split.
+    one split. `screening` is what was found out about the problems beforehand, for the card.
+    `rebuild` replaces the labels that the folder holds; responses and verdicts stay.
     """
 
     shares: SplitShares = SplitShares()  # noqa: RUF009  frozen
     seed: int = 0
     combine: str = "vote"
     groups: Mapping[str, str] = field(default_factory=dict)
+    screening: Mapping[str, Any] = field(default_factory=dict)
+    rebuild: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,9 @@ def build(
         "seed": config.seed,
         "groups": dict(config.groups),
     }
+    if config.rebuild:
+        for name in (CARD, "build.json"):  # the card first: without it there is no dataset
+            (folder / name).unlink(missing_ok=True)
     pin_config(folder / "build.json", pinned, "labels")
     if (folder / CARD).exists():
         return folder
@@ -123,6 +129,7 @@ def build(
         "combine": config.combine if len(judges) > 1 else None,
         "unfinished": responses.unfinished_keys,
         "failures": _failures(responses, labeller),
+        "screening": dict(config.screening),
         "base_rates": labeller.base_rates(),
         "responses": [asdict(row) for row in rows],
         "sha256": {

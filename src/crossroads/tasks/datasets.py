@@ -5,19 +5,21 @@ Rows count from 0, as they do in the library. Code that a data set brings along 
 
 from __future__ import annotations
 
+import csv
 import difflib
 import re
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from functools import cache
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from crossroads.errors import ConfigError, DataError, EngineError
+from crossroads.errors import ConfigError, CrossroadsError, DataError, EngineError
 from crossroads.types import Message, Problem
 
 _FORMATS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
@@ -95,8 +97,8 @@ def dataset_problems(options: DatasetOptions, count: int | None = None) -> list[
     if count is not None and count < 1:
         raise DataError(f"asked {options.path} for {count} problems; ask for at least one")
     library = _import_library()
-    with _quiet(library), _one_sentence(options.path):
-        table = _open(library, options)
+    with _quiet(library), _one_sentence(options.path), TemporaryDirectory() as scratch:
+        table = _open(library, options, scratch)
         columns = list(table.column_names or next(iter(table), {}))
         wanted = _wanted(options, columns)
         rows = list(islice(table.select_columns(list(wanted.values())), count))
@@ -121,7 +123,7 @@ def _import_library() -> Any:
 @contextmanager
 def _quiet(library: Any) -> Iterator[None]:
     """Keep the library's bars, logs and warnings off stderr for the length of a block."""
-    from huggingface_hub.utils import (  # noqa: PLC0415  half a second that other tasks never need
+    from huggingface_hub.utils.tqdm import (  # noqa: PLC0415  half a second that other tasks never need
         are_progress_bars_disabled,
         disable_progress_bars,
         enable_progress_bars,
@@ -147,33 +149,43 @@ def _quiet(library: Any) -> Iterator[None]:
 @contextmanager
 def _one_sentence(path: str) -> Iterator[None]:
     """Turn what the library and the hub's client raise into a DataError of one line."""
-    import httpx  # noqa: PLC0415  comes with the hub's client
-    from datasets.exceptions import DatasetsError  # noqa: PLC0415
-
     try:
         yield
-    except (DatasetsError, OSError, ValueError, TypeError, RuntimeError, httpx.HTTPError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        cause = error.__cause__ or error.__context__
-        if isinstance(error, DatasetsError) and cause is not None and str(cause).strip():
-            first = f"{first.rstrip('.')}: {str(cause).strip().splitlines()[0]}"
-        raise DataError(f"cannot open the data set {path}: {first}") from error
+    except CrossroadsError:
+        raise
+    # The library hands on errors of the hub's client, of pyarrow and of pandas, whose classes
+    # share no root and change with their versions.
+    except Exception as error:
+        raise DataError(f"cannot open the data set {path}: {_first_line(error)}") from error
 
 
-def _open(library: Any, options: DatasetOptions) -> Any:
-    """Return the rows of a data set, streamed where that saves a copy of a file on this machine."""
+def _first_line(error: BaseException) -> str:
+    """Return the first line of an error, and of its cause where it only says that there is one."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    cause = error.__cause__
+    return f"{line}: {_first_line(cause)}" if cause is not None else line
+
+
+def _open(library: Any, options: DatasetOptions, scratch: str) -> Any:
+    """Return the rows of a data set; what is on this machine is streamed and not copied.
+
+    The library writes locks even then: they go to the folder `scratch`.
+    """
     path, split = Path(options.path), options.split or "train"
     if path.is_file():
-        if path.suffix not in _FORMATS:
-            known = ", ".join(_FORMATS)
-            raise DataError(f"cannot tell the format of {path} from its name; known: {known}")
-        kind = _FORMATS[path.suffix]
-        return library.load_dataset(kind, data_files=str(path), split=split, streaming=True)
+        _refuse(options, "a file", "name", "revision")
+        kind, text = _format(path), _as_text(library, path)
+        return library.load_dataset(
+            kind, data_files=str(path), split=split, streaming=True, cache_dir=scratch, **text
+        )
+    if path.is_dir() and ((path / "dataset_dict.json").exists() or (path / "state.json").exists()):
+        _refuse(options, "a folder that save_to_disk wrote", "name", "revision")
+        return _saved(library.load_from_disk(str(path)), options)
     if path.is_dir():
-        saved = (path / "dataset_dict.json").exists() or (path / "state.json").exists()
-        if saved:
-            return _saved(library.load_from_disk(str(path)), options)
-        return library.load_dataset(str(path), options.name, split=split, streaming=True)
+        _refuse(options, "a folder", "revision")
+        return library.load_dataset(
+            str(path), options.name, split=split, streaming=True, cache_dir=scratch
+        )
     if path.suffix in _FORMATS or not _HUB_NAME.fullmatch(options.path):
         raise DataError(
             f"no data set at {path}; give a file, a folder, or the OWNER/NAME of a hub data set"
@@ -184,6 +196,35 @@ def _open(library: Any, options: DatasetOptions) -> Any:
         )
 
 
+def _refuse(options: DatasetOptions, what: str, *keys: str) -> None:
+    for key in keys:
+        if getattr(options, key) is not None:
+            raise ConfigError(f"{options.path} is {what}, which has no `{key}`; leave it away")
+
+
+def _format(path: Path) -> str:
+    """Return what the library calls the format of a file that is not empty."""
+    if path.suffix not in _FORMATS:
+        known = ", ".join(_FORMATS)
+        raise DataError(f"cannot tell the format of {path} from its name; known: {known}")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} has no rows; it is an empty file")
+    return _FORMATS[path.suffix]
+
+
+def _as_text(library: Any, path: Path) -> dict[str, Any]:
+    """Return the options that leave a CSV's cells the text they are; only empty ones are missing.
+
+    Left to guess, the library would make 2 a 2.0 beside an empty cell, and nothing of `None`.
+    """
+    if path.suffix != ".csv":
+        return {}
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        header = next(csv.reader(file), [])
+    features = library.Features({column: library.Value("string") for column in header})
+    return {"features": features, "keep_default_na": False, "na_values": [""]}
+
+
 def _saved(saved: Any, options: DatasetOptions) -> Any:
     """Return one split of what `save_to_disk` wrote: all splits, or a single one."""
     if isinstance(saved, Mapping):
@@ -192,7 +233,7 @@ def _saved(saved: Any, options: DatasetOptions) -> Any:
         return saved[split]
     if options.split not in {None, str(saved.split)}:
         raise DataError(
-            f"{options.path} holds a single split ({saved.split}), not {options.split!r}; "
+            f"{options.path} holds one split, and it is not named {options.split!r}; "
             "leave `split` away"
         )
     return saved
@@ -214,16 +255,16 @@ def _offline_if_silent(library: Any, options: DatasetOptions) -> Iterator[None]:
         return
     if options.revision is not None:
         raise DataError(
-            f"the hub cannot be reached, and without it nothing tells that a copy of {options.path} "
-            f"is revision {options.revision}; give a file that is here"
+            f"the hub cannot be reached, and without it nothing tells whether a copy of "
+            f"{options.path} is revision {options.revision}; give a file that is here"
         )
     config.HF_HUB_OFFLINE = True
     try:
         yield
     except (ConnectionError, FileNotFoundError) as error:
+        why = "HF_HUB_OFFLINE is set" if before else "the hub cannot be reached"
         raise DataError(
-            f"the hub cannot be reached and {options.path} was never fetched here; "
-            "connect, or give a file that is here"
+            f"{why} and {options.path} was never fetched here; connect, or give a file that is here"
         ) from error
     finally:
         config.HF_HUB_OFFLINE = before
@@ -232,17 +273,14 @@ def _offline_if_silent(library: Any, options: DatasetOptions) -> Iterator[None]:
 @cache
 def hub_answers(endpoint: str, seconds: float = _HUB_SECONDS) -> bool:
     """Return whether the hub answers anything within `seconds`; the process asks it only once."""
-    import httpx  # noqa: PLC0415
     from huggingface_hub import get_session  # noqa: PLC0415
 
     answered = threading.Event()
 
     def ask() -> None:
-        try:
+        with suppress(Exception):  # whatever the client's version raises, there was no answer
             get_session().head(endpoint, timeout=seconds)
-        except (httpx.HTTPError, OSError):
-            return
-        answered.set()
+            answered.set()
 
     # In a thread: no timeout of the client bounds the look-up of the host's name.
     thread = threading.Thread(target=ask, daemon=True)
@@ -288,9 +326,16 @@ def _problem(
     return Problem(
         id=_name(row, wanted, "id", where) or f"{options.stem}-{number}",
         messages=messages,
-        answer=None if answer is None else str(answer),
+        answer=_written(answer),
         domain=_name(row, wanted, "domain", where) or options.stem,
     )
+
+
+def _written(answer: str | int | float | None) -> str | None:
+    """Return an answer as text; a column with a fraction in it holds whole numbers as 2.0, too."""
+    if isinstance(answer, float) and answer.is_integer():
+        return f"{answer:.0f}"
+    return None if answer is None else str(answer)
 
 
 def _messages(value: Any, column: str, where: str) -> tuple[Message, ...]:

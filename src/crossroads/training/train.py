@@ -68,7 +68,7 @@ def _train(dataset: LabelledDataset, config: FitConfig, folder: Path, progress: 
                 "objective": config.objective,
                 **asdict(chosen),
             },
-            provenance=provenance(seed=config.seed, config=settings(config), judge=card["judge"]),
+            provenance=provenance(seed=config.seed, config=settings(config), judge=card["judges"]),
         ),
     )
     recalls = sorted({*RECALLS, config.target_recall})

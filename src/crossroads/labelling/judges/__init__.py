@@ -53,7 +53,7 @@ JUDGES: Mapping[str, JudgeFactory] = {
 }
 
 
-def judge_by_name(name: str, context: JudgeContext | None = None, **settings: Any) -> Judge:
+def judge_by_name(name: str, context: JudgeContext | None = None, /, **settings: Any) -> Judge:
     """Return a judge.
 
     Raises:

@@ -29,9 +29,10 @@ class EmbeddingJudge:
     """Divergent if the texts' cosine similarity, the mean over continuations, is below `bound`.
 
     The default bound is a choice and was calibrated on nothing. Embeddings tell topics apart and
-    are nearly blind to numbers: "so x = 12" and "so x = 21" are almost the same point, while in
-    reasoning they part ways. Use it to compare other judges with, or to look at texts that differ
-    in more than a digit. A similarity is no probability of divergence, so it stores none.
+    see little of what matters in reasoning: a sentence with a wrong sum lies closer to the right
+    one than the right one in other words does, and a negation costs as much as a new phrase. Use
+    it to compare other judges with. A similarity is no probability of divergence, so it stores
+    none.
 
     `model` is `all-minilm-l6-v2`, whose weights come with a package, or the folder of another
     sentence-transformers model. It runs on the CPU and nothing is fetched.

@@ -7,11 +7,12 @@ judgements it was given, and while the next case is being made.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import json
 import math
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -125,17 +126,14 @@ class LLMJudge:
             EngineError: the endpoint is down, overloaded, refuses the key or lacks the model.
             DataError: the file of cached replies is damaged.
         """
-        session = _Session(self)
+        exchange = _Exchange(self)
         flying: set[Future[Judgement]] = set()
-        with _event_loop() as loop:
-            try:
-                for case in cases:
-                    flying.add(asyncio.run_coroutine_threadsafe(session.judgement(case), loop))
-                    yield from _finished(flying, block=len(flying) >= self.concurrency)
-                while flying:
-                    yield from _finished(flying, block=True)
-            finally:
-                asyncio.run_coroutine_threadsafe(session.close(), loop).result()
+        with _event_loop(exchange.close) as loop:
+            for case in cases:
+                flying.add(asyncio.run_coroutine_threadsafe(exchange.judgement(case), loop))
+                yield from _finished(flying, block=len(flying) >= self.concurrency)
+            while flying:
+                yield from _finished(flying, block=True)
 
     def request(self, case: Case, continuation: Span) -> dict[str, Any]:
         """Return the body of the request about one continuation."""
@@ -178,17 +176,29 @@ def _import_openai() -> Any:
 
 
 @contextmanager
-def _event_loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """Run an event loop in a thread of its own for the length of the block."""
+def _event_loop(
+    last: Callable[[], Coroutine[Any, Any, None]],
+) -> Iterator[asyncio.AbstractEventLoop]:
+    """Run an event loop in a thread of its own for the length of the block, and `last` in it."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="llm-judge", daemon=True)
+
+    def stop() -> None:
+        if not loop.is_closed():
+            atexit.unregister(stop)
+            asyncio.run_coroutine_threadsafe(last(), loop).result()
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()
+
     thread.start()
+    # A generator that nobody closed is closed when the interpreter ends, too late: its thread
+    # runs no more by then, and waiting for it would hang.
+    atexit.register(stop)
     try:
         yield loop
     finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
+        stop()
 
 
 def _finished(flying: set[Future[Judgement]], *, block: bool) -> Iterator[Judgement]:
@@ -216,7 +226,7 @@ class _NoReplyError(Exception):
         self.pause = pause
 
 
-class _Session:
+class _Exchange:
     """One run of a judge; but for the constructor, all of it happens in the event loop."""
 
     def __init__(self, judge: LLMJudge) -> None:

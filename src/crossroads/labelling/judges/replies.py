@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from crossroads.artifacts import ResumableLog, canonical_hash
+from crossroads.errors import DataError
 
 FIELD = "divergent"
 """The one field of a structured reply."""
@@ -87,9 +88,15 @@ class Replies:
             return
         name = canonical_hash([url.rstrip("/"), model])[:16]
         self._log = ResumableLog(folder / f"llm-{name}.jsonl")
-        for record in self._log:
-            top = tuple((token, logprob) for token, logprob in record["top"])
-            self._found[record["key"]] = Reply(record["text"], top)
+        for number, record in enumerate(self._log, start=1):
+            try:
+                top = tuple((str(token), float(logprob)) for token, logprob in record["top"])
+                self._found[record["key"]] = Reply(record["text"], top)
+            except (LookupError, TypeError, ValueError) as error:
+                raise DataError(
+                    f"{self._log.path} line {number} is no reply of a judge; delete the file, and "
+                    "what it held is asked again"
+                ) from error
 
     def get(self, key: str) -> Reply | None:
         """Return the reply to the request with this hash, if there is one."""
