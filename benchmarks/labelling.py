@@ -19,9 +19,9 @@ from typing import Any
 
 from crossroads.artifacts import read_json, write_json
 from crossroads.cli.console import RichProgress
+from crossroads.dataset import Comparison
 from crossroads.decoding.request import Request
 from crossroads.decoding.single import generate_alone
-from crossroads.labelling.build import BuildConfig
 from crossroads.labelling.cases import mismatches_of
 from crossroads.labelling.compare import compare
 from crossroads.labelling.judges import judge_by_name
@@ -32,13 +32,13 @@ from crossroads.models.base import Want
 from crossroads.models.pairs import Pair, load_pair
 from crossroads.provenance import provenance
 from crossroads.tasks import load_problems
-from crossroads.types import Problem, Role
+from crossroads.types import Problem, Role, Trace
 
 JUDGES = ("likelihood", "convergence")
 
 
 def main() -> None:
-    """Run baseline and stages, write the JSON after each."""
+    """Run baseline and stages, print the ratios, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pair", default="qwen2.5-coder")
     parser.add_argument("--problems", required=True, help="a task, such as gsm8k:train.jsonl")
@@ -58,10 +58,7 @@ def main() -> None:
     with load_pair(
         options.pair, context_length=1024, max_rows=options.rows + 1, threads=options.threads
     ) as pair:
-        result["baseline"] = one_at_a_time(pair, problems[: options.baseline], options.max_tokens)
-        write_json(options.out, result)
-        folder = options.folder or Path(tempfile.mkdtemp())
-        result["stages"] = stage_by_stage(pair, problems, folder, options)
+        result |= measure(pair, problems, options)
     result["speedup"] = {
         stage: result["baseline"]["ms_per_token"][stage] / result["stages"]["ms_per_token"][stage]
         for stage in ("respond", "compare", "continue", "all")
@@ -70,31 +67,81 @@ def main() -> None:
     print(result["speedup"])
 
 
-def one_at_a_time(pair: Pair, problems: Sequence[Problem], max_tokens: int) -> dict[str, Any]:
-    """Return the times of answering, comparing and continuing without batches or forks."""
-    seconds = dict.fromkeys(("respond", "compare", "continue"), 0.0)
-    tokens = mismatches = grown = 0
-    for problem in problems:
-        started = time.perf_counter()
-        request = Request(tuple(pair.tokenizer.render(problem.messages)), max_tokens=max_tokens)
-        ((_, trace),) = generate_alone(
-            pair.large, Role.LARGE, pair.tokenizer, [request], max_rows=1
-        )
-        seconds["respond"] += time.perf_counter() - started
-        tokens += len(trace.token_ids)
-        started = time.perf_counter()
-        comparison = compare(pair.small, pair.large, trace.prompt_ids, trace.token_ids)
-        seconds["compare"] += time.perf_counter() - started
-        started = time.perf_counter()
-        text = [*trace.prompt_ids, *trace.token_ids]
-        for mismatch in mismatches_of(comparison):
-            at = len(trace.prompt_ids) + mismatch.position
-            grown += len(continue_alone(pair, [*text[:at], mismatch.small_id]))
-            mismatches += 1
-        seconds["continue"] += time.perf_counter() - started
-    return summary(seconds, tokens) | {
-        "problems": len(problems), "mismatches": mismatches, "continuation_tokens": grown,
-    }  # fmt: skip
+def measure(pair: Pair, problems: Sequence[Problem], options: argparse.Namespace) -> dict[str, Any]:
+    """Return the times of both ways; every stage's baseline runs right before the stage."""
+    folder = options.folder or Path(tempfile.mkdtemp())
+    judges = [judge_by_name(name) for name in JUDGES]
+    config = LabelConfig(RespondConfig(options.max_tokens), max_rows=options.rows)
+    alone = Alone(pair, problems[:: max(1, len(problems) // options.baseline)], options.max_tokens)
+    seconds: dict[str, float] = {}
+    with RichProgress() as progress:
+        for stage in STAGES:
+            alone.run(stage)
+            started = time.perf_counter()
+            label(pair, problems, judges, folder, progress, config, stages=[stage])
+            seconds[stage] = time.perf_counter() - started
+            print(stage, f"{seconds[stage]:.0f} s; alone", alone.seconds.get(stage), flush=True)
+    card = read_json(folder / "dataset.json", "dataset card")
+    positions = card["base_rates"]["all"]["positions"]
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    stages = summary(seconds, positions) | {
+        "problems": len(problems),
+        "unfinished": len(card["unfinished"]),
+        "base_rates": card["base_rates"],
+        "bytes_per_position": sum(path.stat().st_size for path in files) / positions,
+    }
+    return {"baseline": alone.summary(), "stages": stages}
+
+
+class Alone:
+    """The same work one sequence at a time, on some of the problems."""
+
+    def __init__(self, pair: Pair, problems: Sequence[Problem], max_tokens: int) -> None:
+        self.pair = pair
+        self.problems = problems
+        self.max_tokens = max_tokens
+        self.seconds: dict[str, float] = {}
+        self.traces: list[Trace] = []
+        self.comparisons: list[Comparison] = []
+        self.mismatches = self.grown = 0
+
+    def run(self, stage: str) -> None:
+        work = {"respond": self.respond, "compare": self.compare, "continue": self.continue_}
+        if stage in work:
+            started = time.perf_counter()
+            work[stage]()
+            self.seconds[stage] = time.perf_counter() - started
+
+    def respond(self) -> None:
+        for problem in self.problems:
+            prompt = tuple(self.pair.tokenizer.render(problem.messages))
+            requests = [Request(prompt, max_tokens=self.max_tokens)]
+            answers = generate_alone(
+                self.pair.large, Role.LARGE, self.pair.tokenizer, requests, max_rows=1
+            )
+            self.traces += [trace for _, trace in answers]
+
+    def compare(self) -> None:
+        self.comparisons = [
+            compare(self.pair.small, self.pair.large, trace.prompt_ids, trace.token_ids)
+            for trace in self.traces
+        ]
+
+    def continue_(self) -> None:
+        for trace, comparison in zip(self.traces, self.comparisons, strict=True):
+            text = [*trace.prompt_ids, *trace.token_ids]
+            for mismatch in mismatches_of(comparison):
+                at = len(trace.prompt_ids) + mismatch.position
+                self.grown += len(continue_alone(self.pair, [*text[:at], mismatch.small_id]))
+                self.mismatches += 1
+
+    def summary(self) -> dict[str, Any]:
+        tokens = sum(len(trace.token_ids) for trace in self.traces)
+        return summary(self.seconds, tokens) | {
+            "problems": len(self.problems),
+            "mismatches": self.mismatches,
+            "continuation_tokens": self.grown,
+        }
 
 
 def continue_alone(pair: Pair, text: Sequence[int]) -> tuple[int, ...]:
@@ -110,32 +157,6 @@ def continue_alone(pair: Pair, text: Sequence[int]) -> tuple[int, ...]:
     finally:
         cache.release()
     return cutter.span().token_ids
-
-
-def stage_by_stage(
-    pair: Pair, problems: Sequence[Problem], folder: Path, options: argparse.Namespace
-) -> dict[str, Any]:
-    """Return the times of the stages as `crossroads label` runs them."""
-    judges = [judge_by_name(name) for name in JUDGES]
-    config = LabelConfig(
-        RespondConfig(options.max_tokens), build=BuildConfig(), max_rows=options.rows
-    )
-    seconds = {}
-    with RichProgress() as progress:
-        for stage in STAGES:
-            started = time.perf_counter()
-            label(pair, problems, judges, folder, progress, config, stages=[stage])
-            seconds[stage] = time.perf_counter() - started
-            print(stage, f"{seconds[stage]:.0f} s", flush=True)
-    card = read_json(folder / "dataset.json", "dataset card")
-    positions = card["base_rates"]["all"]["positions"]
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return summary(seconds, positions) | {
-        "problems": len(problems),
-        "unfinished": len(card["unfinished"]),
-        "base_rates": card["base_rates"],
-        "bytes_per_position": sum(path.stat().st_size for path in files) / positions,
-    }
 
 
 def summary(seconds: dict[str, float], tokens: int) -> dict[str, Any]:

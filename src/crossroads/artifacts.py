@@ -126,11 +126,11 @@ class ResumableLog:
     def _drop_torn_line(self) -> None:
         if not self.path.exists():
             return
-        with self.path.open("rb+") as file:
+        with self.path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             whole = _end_of_last_line(file, size)
-            if whole != size:
-                file.truncate(whole)
+        if whole != size:  # a whole log is not touched: it may be read-only
+            os.truncate(self.path, whole)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield every finished record.

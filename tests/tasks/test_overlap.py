@@ -134,6 +134,13 @@ def test_the_threshold_is_where_it_says() -> None:
     assert not duplicate_groups({"a": one, "b": other}, threshold=55 / 57 + 1e-6).near
 
 
+def test_a_threshold_that_floats_cannot_hold_misses_no_pair() -> None:
+    # 0.55 * 100 is 55.00000000000001, and the two share 55 of 100 words.
+    assert 0.55 * 100 > 55
+    texts = {"a": " ".join(WORDS[:100]), "b": " ".join(WORDS[:55])}
+    assert duplicate_groups(texts, threshold=0.55, shingle_words=1).near == (("a", "b"),)
+
+
 @pytest.mark.parametrize("many", [2, 10, 11, 40, 1500])
 def test_problems_that_share_only_an_instruction_are_no_duplicates(many: int) -> None:
     preamble = "State the final answer to the following arithmetic problem:"

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import sys
+import threading
 import time
+import types
+from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
 
 from crossroads.errors import ConfigError, DataError, EngineError
 from crossroads.tasks import load_problems
@@ -98,20 +103,35 @@ def test_without_columns_for_them_ids_and_domains_come_from_the_name(tmp_path, k
     assert {p.answer for p in problems} == {None}
 
 
-def test_nothing_is_written_to_stderr_and_the_library_is_left_as_it_was(tmp_path, capfd) -> None:
-    path = write("jsonl", tmp_path, ROWS)
-    broken = tmp_path / "broken.jsonl"
-    broken.write_text('{"prompt": "x"}\n{oops', encoding="utf-8")
+def state() -> tuple[bool, bool, int, bool]:
+    """Return what the library and the hub's client would show, and whether they are offline."""
+    return (
+        datasets.is_progress_bar_enabled(),
+        not are_progress_bars_disabled(),
+        datasets.logging.get_verbosity(),
+        datasets.config.HF_HUB_OFFLINE,
+    )
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_library_is_silent_while_it_works_and_then_as_it_was(monkeypatch, fails: bool) -> None:
     datasets.enable_progress_bars()
-    before = datasets.logging.get_verbosity()
-    load_problems(f"datasets:path={path}", 3, 0)
-    for task in (f"datasets:path={broken}", "datasets:path=nobody/nothing"):
-        with pytest.raises(DataError):
-            load_problems(task, 3, 0)
-    assert capfd.readouterr() == ("", "")
-    assert datasets.logging.get_verbosity() == before
-    assert datasets.is_progress_bar_enabled()
-    assert datasets.config.HF_HUB_OFFLINE is False
+    enable_progress_bars()
+    before, during = state(), []
+
+    def load(*_arguments: object, **_options: object) -> object:
+        during.append(state())
+        if fails:
+            raise RuntimeError("no\nmore")
+        return datasets.Dataset.from_list(ROWS)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises(DataError, match=r"a/b: no$") if fails else nullcontext():
+        load_problems("datasets:path=a/b", 3, 0)
+    (bars, hub_bars, verbosity, offline), *others = during
+    assert (bars, hub_bars, offline, others) == (False, False, True, [])
+    assert verbosity > logging.CRITICAL
+    assert state() == before
 
 
 def test_messages_are_taken_where_there_is_no_prompt_and_lose_the_reply(tmp_path: Path) -> None:
@@ -346,9 +366,19 @@ def cache_gsm8k(cache: Path, folder: Path, rows: list[object]) -> None:
     (target / "dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
 
 
+def test_a_look_up_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = threading.Event()
+    client = types.SimpleNamespace(head=lambda *_, **__: done.wait(20))
+    monkeypatch.setattr("huggingface_hub.get_session", lambda: client)
+    start = time.perf_counter()
+    assert not hub_answers("http://hangs.example", 0.2)
+    assert time.perf_counter() - start < 5
+    done.set()
+
+
 SUMS = [
     {"question": "48 and 24?", "answer": "48 + 24 = <<48+24=72>>72\n#### 72"},
-    {"question": "1000 and 500?", "answer": "They make\n#### 1,500"},
+    {"question": "1000 and 500?", "answer": "Not #### 2,000 but\n#### 1,500"},
     {"question": "2 less 5?", "answer": "#### -3 "},
 ]
 

@@ -288,7 +288,7 @@ def base_rate_table(dataset: Path) -> object:
     from rich.table import Table
 
     from crossroads.dataset import LabelledDataset
-    from crossroads.labelling.build import R2R_BASE_RATES
+    from crossroads.rates import R2R_BASE_RATES
 
     card = LabelledDataset.open(dataset).card
     judges = ", ".join(judge["name"] for judge in card["judges"])

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from crossroads.dataset import LabelledDataset
-from crossroads.exchange.r2r_columns import R2R_BASE_RATES
-from crossroads.exchange.rates import base_rates
 from crossroads.provenance import provenance
+from crossroads.rates import R2R_BASE_RATES, base_rates
 
 _SIZES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000, 1_000_000_000)
 

@@ -39,9 +39,6 @@ NO_TOKEN = -1
 NOT_JUDGED = -1
 """`divergent` where the judge gave no verdict; R2R's own mark for one that it cannot read."""
 
-R2R_BASE_RATES: Mapping[str, float] = {"identical": 0.89, "neutral": 0.06, "divergent": 0.05}
-"""Shares that the R2R paper reports for its pair, to set others beside."""
-
 
 def import_pyarrow() -> tuple[Any, Any]:
     """Return `pyarrow` and `pyarrow.parquet`.

@@ -35,9 +35,9 @@ from crossroads.exchange.folders import atomic_folder, is_filled
 from crossroads.exchange.r2r_columns import NOT_JUDGED
 from crossroads.exchange.r2r_laws import LARGEST_HALF, r2r_findings
 from crossroads.exchange.r2r_source import R2RSource, SequenceRows, open_r2r
-from crossroads.exchange.rates import base_rates
 from crossroads.models.base import CausalLM, StepOutput
 from crossroads.provenance import provenance
+from crossroads.rates import base_rates
 from crossroads.routing.checkpoint import SmallModelId
 from crossroads.splits import SplitShares, assign_splits
 from crossroads.types import Label, Progress, SilentProgress, Split

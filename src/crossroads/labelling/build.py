@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from crossroads.dataset import (
     TOKENS,
     UNJUDGED,
     Comparison,
+    Labels,
     ResponseRow,
 )
 from crossroads.errors import DataError
@@ -34,12 +34,10 @@ from crossroads.labelling.verdicts import Verdicts, combine
 from crossroads.models.base import Tokenizer
 from crossroads.models.pairs import Pair
 from crossroads.provenance import provenance
+from crossroads.rates import base_rates
 from crossroads.routing.checkpoint import SmallModelId
 from crossroads.splits import SplitShares, assign_splits
 from crossroads.types import Label, Split
-
-R2R_BASE_RATES = {"identical": 0.89, "neutral": 0.06, "divergent": 0.05}
-"""What R2R reports of its own data (arXiv 2505.21600): for a reader to compare with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +109,9 @@ def build(
     splits = assign_splits(domain_of, config.shares, config.seed, config.groups)
     labeller = _Labeller(judges, config.combine, splits, folder)
     rows = list(labeller.rows(responses))
-    labels = {
-        "label": torch.cat(labeller.labels),
-        "probability": torch.cat(labeller.probabilities).to(torch.float16),
-    }
-    save_tensors(folder / LABELS, labels, {})
+    labels = Labels(torch.cat(labeller.labels), torch.cat(labeller.probabilities))
+    stored = {"label": labels.label_N, "probability": labels.probability_N.to(torch.float16)}
+    save_tensors(folder / LABELS, stored, {})
     ids_M = torch.tensor(sorted(labeller.proposed))
     rows_ME = pair.small.embed(ids_M.tolist()).to(torch.float16)
     save_tensors(folder / EMBEDDINGS, {"ids": ids_M, "rows": rows_ME}, {})
@@ -130,7 +126,7 @@ def build(
         "unfinished": responses.unfinished_keys,
         "failures": _failures(responses, labeller),
         "screening": dict(config.screening),
-        "base_rates": labeller.base_rates(),
+        "base_rates": {name: asdict(rates) for name, rates in base_rates(rows, labels).items()},
         "responses": [asdict(row) for row in rows],
         "sha256": {
             name: sha256_file(folder / name)
@@ -156,7 +152,6 @@ class _Labeller:
         self._combination = combination
         self._splits = splits
         self._folder = folder
-        self._counts: dict[str, Counter[int]] = defaultdict(Counter)
         self.labels: list[Tensor] = []
         self.probabilities: list[Tensor] = []
         self.proposed: set[int] = set()
@@ -178,8 +173,6 @@ class _Labeller:
                 start=start,
                 positions=len(label_N),
             )
-            for group in ("all", f"split {row.split}", f"domain {row.domain}"):
-                self._counts[group].update(label_N.tolist())
             start += row.positions
             yield row
 
@@ -203,16 +196,6 @@ class _Labeller:
         if verdict.divergent is None:
             self.failed.append((case, verdict.reason))
         return verdict
-
-    def base_rates(self) -> dict[str, dict[str, float]]:
-        """Return positions, unjudged ones, and the shares of each label among the judged."""
-        rates = {}
-        for group, counts in sorted(self._counts.items()):
-            positions = sum(counts.values())
-            judged = positions - counts[UNJUDGED]
-            shares = {kind.name.lower(): counts[int(kind)] / max(judged, 1) for kind in Label}
-            rates[group] = {"positions": positions, "unjudged": counts[UNJUDGED], **shares}
-        return rates
 
 
 def _shown(comparison: Comparison) -> Iterator[int]:

@@ -24,7 +24,6 @@ from crossroads.dataset import (
     ResponseRow,
 )
 from crossroads.errors import DataError
-from crossroads.labelling.build import R2R_BASE_RATES
 from crossroads.labelling.records import response_key
 from crossroads.labelling.stored import (
     JudgeVerdict,
@@ -34,6 +33,7 @@ from crossroads.labelling.stored import (
     TokenTexts,
     reason_kind,
 )
+from crossroads.rates import R2R_BASE_RATES
 from crossroads.types import Label, Message, Problem
 
 UNJUDGED_NAME = "unjudged"

@@ -193,7 +193,7 @@ def _near_pairs(
     sets = {text_id: frozenset(ranks) for text_id, ranks in ranked.items()}
     index: dict[int, list[str]] = defaultdict(list)
     for text_id, ranks in ranked.items():
-        # Rounded: 0.55 * 20 is a hair above 11, and a prefix too short by one would miss pairs.
+        # Rounded: 0.55 * 100 is a hair above 55, and a prefix too short by one would miss pairs.
         prefix = ranks[: len(ranks) - math.ceil(round(threshold * len(ranks), 9)) + 1]
         for other in {other for rank in prefix for other in index[rank]}:
             if groups.root(other) == groups.root(text_id):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,9 @@ from torch import Tensor
 
 from crossroads.dataset import UNJUDGED, Labels, ResponseRow
 from crossroads.types import Label
+
+R2R_BASE_RATES: Mapping[str, float] = {"identical": 0.89, "neutral": 0.06, "divergent": 0.05}
+"""What R2R reports of its own data (arXiv 2505.21600): for a reader to compare with."""
 
 
 @dataclass(frozen=True, slots=True)
