@@ -16,7 +16,7 @@ class Words:
     """A tokenizer whose id i stands for the i-th piece; 0 ends a text."""
 
     def __init__(self, pieces: list[str]) -> None:
-        self.pieces_of = {i: piece for i, piece in enumerate(pieces, start=1)}
+        self.pieces_of = dict(enumerate(pieces, start=1))
 
     def text_bytes(self, token_id: int) -> bytes:
         return self.pieces_of.get(token_id, "").encode()

@@ -14,7 +14,7 @@ from crossroads.labelling.records import Case, Span
 
 WAYS = ("token", "text", "quantities")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
-_WORD = re.compile(r"\w+", re.UNICODE)
+_WORD = re.compile(r"\w+|[-+/=<>^%]")  # 3 + 4 is not 3 - 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +22,8 @@ class ConvergenceJudge:
     """Neutral if the continuation rejoins the reference, in one of the ways that `by` allows.
 
     token: from some token on, the rest of both spans is the same, at least `tail` tokens of it, and
-    what was passed over on either side holds the same quantities. text: equal words, in order,
-    case, spacing and punctuation apart. quantities: both spans hold the same numbers, equally
+    what was passed over on either side holds the same quantities. text: equal words and
+    operators, in order, case, spacing and punctuation apart. quantities: both spans hold the same numbers, equally
     often, and at least one.
 
     It needs no model beside the continuations and errs to both sides: a paraphrase without a number
@@ -80,6 +80,8 @@ class ConvergenceJudge:
 
 
 def _by_text(reference: Span, continuation: Span) -> bool:
+    if reference.text == continuation.text:
+        return True
     words = _words(reference.text)
     return bool(words) and words == _words(continuation.text)
 
