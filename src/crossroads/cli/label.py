@@ -188,8 +188,9 @@ def _screen(problems: list[Problem], policy: _Policy | None, out: Console) -> _S
     notes: dict[str, Any] = {"contamination": "not checked"}
     if policy is not None:
         texts, unchecked = _benchmarks(policy)
-        for name, why in unchecked.items():
-            out.print(f"not checked against {name}: {why}", markup=False, soft_wrap=True)
+        if unchecked:
+            names, why = ", ".join(unchecked), next(iter(unchecked.values()))
+            out.print(f"not checked against {names} ({why})", markup=False, soft_wrap=True)
         found = screen(problems, texts)
         problems = list(found.clean) if policy.drop else require_clean(found)
         dropped = sorted({finding.problem_id for finding in found.contaminated})
@@ -285,6 +286,7 @@ def _report(out: Path, screen: Console) -> None:
 
 def base_rate_table(dataset: Path) -> object:
     """Return the label shares per split and domain, beside R2R's, as a terminal table."""
+    from rich.box import SIMPLE
     from rich.table import Table
 
     from crossroads.dataset import LabelledDataset
@@ -294,14 +296,16 @@ def base_rate_table(dataset: Path) -> object:
     judges = ", ".join(judge["name"] for judge in card["judges"])
     if card["combine"]:
         judges = f"{card['combine']} of {judges}"
-    table = Table(title=f"labels in {dataset} (judge: {judges})")
+    table = Table(title=f"labels in {dataset} (judge: {judges})", box=SIMPLE)
     kinds = ("identical", "neutral", "divergent")
-    table.add_column("part")
-    for column in ("positions", *(f"{kind} %" for kind in kinds), "unjudged"):
+    table.add_column("part", no_wrap=True)
+    unjudged = card["base_rates"]["all"]["unjudged"] > 0
+    columns = ["positions", *(f"{kind} %" for kind in kinds), *(["unjudged"] if unjudged else [])]
+    for column in columns:
         table.add_column(column, justify="right")
     for part, rates in card["base_rates"].items():
         shares = [f"{100 * rates[kind]:.2f}" for kind in kinds]
-        table.add_row(part, str(rates["positions"]), *shares, str(rates["unjudged"]))
-    paper = [f"{100 * R2R_BASE_RATES[kind]:.0f}" for kind in kinds]
-    table.add_row("R2R (paper)", "", *paper, "")
+        open_ones = [str(rates["unjudged"])] if unjudged else []
+        table.add_row(part, str(rates["positions"]), *shares, *open_ones)
+    table.add_row("R2R (paper)", "", *(f"{100 * R2R_BASE_RATES[kind]:.0f}" for kind in kinds))
     return table
