@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+FOLDERS = ["cli", "labelling", "training", "evaluation", "routers", "judges", "tasks", "exchange"]
+"""Folders that the README names as a whole."""
 
 
 def test_the_command_line_page_is_current() -> None:
@@ -37,9 +39,7 @@ def test_the_readmes_tree_names_files_that_exist() -> None:
     assert names - existing == set()
     unnamed = existing - names - {"__init__.py", "__main__.py"}
     modules_of_named_folders = {
-        p.name
-        for folder in ("cli", "labelling", "training", "evaluation", "routers", "judges", "tasks")
-        for p in (ROOT / "src").rglob(f"{folder}/*.py")
+        p.name for folder in FOLDERS for p in (ROOT / "src").rglob(f"{folder}/*.py")
     }
     assert unnamed - modules_of_named_folders - {"hub_worker.py", "gguf_rows.py"} == set()
 

@@ -68,10 +68,13 @@ def test_a_stop_string_is_never_shown(
         (["generate", "x", "--colour"], "No such option"),
         (["generat"], "No such command 'generat'"),
         (["train", "/nowhere", "/tmp/x"], "no finished dataset at /nowhere"),
-        (["label", "out"], "give either --problems FILE or --task NAME"),
+        (["label", "out"], "give --problems FILE or --task NAME"),
         (["label", "out", "--problems", "/nowhere.jsonl"], "/nowhere.jsonl"),
         (["label", "out", "--task", "x:y"], "there is no task 'x:y'"),
-        (["label", "out", "--task", "reasoning_gym:chain_sum", "--judge", "me"], "unknown judge"),
+        (
+            ["label", "out", "--task", "reasoning_gym:chain_sum", "--judge", "me"],
+            "no judge 'me'",
+        ),
         (["quickstart", "--label", "3"], "--label must be at least 5"),
     ],
 )
@@ -140,9 +143,8 @@ def test_ctrl_c_is_130_and_says_how_to_go_on(tiny: list[str], tmp_path: Path) ->
     command = [sys.executable, "-m", "crossroads", "label", str(tmp_path / "out")]
     options = ["--problems", str(problems), *tiny, "--rows", "1", "--max-tokens", "100"]
     with subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True) as process:
-        log = tmp_path / "out" / "responses.jsonl"
-        deadline = time.monotonic() + 60
-        while not log.exists() and time.monotonic() < deadline:
+        logs, deadline = tmp_path / "out" / "respond", time.monotonic() + 60
+        while not list(logs.glob("*.jsonl")) and time.monotonic() < deadline:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
@@ -150,7 +152,8 @@ def test_ctrl_c_is_130_and_says_how_to_go_on(tiny: list[str], tmp_path: Path) ->
     assert "the same command goes on from there" in err
     assert "Traceback" not in err
     assert not (tmp_path / "out" / "dataset.json").exists()
-    assert all(json.loads(line) for line in log.read_text().splitlines())
+    for log in logs.glob("*.jsonl"):
+        assert all(json.loads(line) for line in log.read_text().splitlines())
 
 
 def test_help_names_every_verb(capfd: pytest.CaptureFixture[str]) -> None:

@@ -105,6 +105,11 @@ def test_routed_tokens_are_what_the_large_model_says_of_the_mixed_prefix(pair: P
             cache.release()
 
 
+# Where two chunkings differ in the last bits of a float, rounding to a stored half may differ by
+# one of its steps: 2 ** -10 of a number, 2 ** -7 of a log-probability down to -16.
+STORED = {"rtol": 2**-10, "atol": 2**-7}
+
+
 def test_stored_features_are_the_live_ones(pair: Pair) -> None:
     (response,) = alone(pair, Role.LARGE, requests(count=1))
     stored = compare(pair.small, pair.large, response.prompt_ids, response.token_ids)
@@ -116,19 +121,20 @@ def test_stored_features_are_the_live_ones(pair: Pair) -> None:
     assert trace.token_ids == response.token_ids
     for name, offline in compute(tuple(FEATURES), inputs).items():
         live = torch.cat([seen[name] for seen in spy.seen])
-        assert torch.allclose(offline.float(), live.float(), **TOLERANCE), name
+        assert torch.allclose(offline.float(), live.float(), **STORED), name
 
 
 def test_comparison_holds_the_large_models_own_numbers(pair: Pair) -> None:
     (response,) = alone(pair, Role.LARGE, requests(count=1))
     found = compare(pair.small, pair.large, response.prompt_ids, response.token_ids)
+    assert found.large is not None
+    real_N, small_N = found.large.logprob_real_N, found.large.logprob_small_N
+    best_N = found.large.top_logprobs_NK[:, 0]
     # The response is greedy, so every real token is the large model's best.
-    assert torch.allclose(found.large_logprob_real_N, found.large_logprob_best_N, **TOLERANCE)
+    assert torch.allclose(real_N, best_N, **TOLERANCE)
     agrees_N = found.proposed_N == found.real_N
-    assert torch.equal(found.large_logprob_small_N[agrees_N], found.large_logprob_real_N[agrees_N])
-    assert bool(
-        (found.large_logprob_small_N[~agrees_N] < found.large_logprob_best_N[~agrees_N]).all()
-    )
+    assert torch.equal(small_N[agrees_N], real_N[agrees_N])
+    assert bool((small_N[~agrees_N] < best_N[~agrees_N]).all())
     assert bool(agrees_N.any())
     assert bool((~agrees_N).any())
 

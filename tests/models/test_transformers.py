@@ -112,7 +112,7 @@ def test_crop_then_extend_is_a_fresh_pass(lm: Any, length: int) -> None:
 def test_crop_outside_the_row_is_an_error_and_changes_nothing(lm: Any, length: int) -> None:
     cache = lm.new_cache()
     read(lm, IDS, cache)
-    with pytest.raises(ValueError, match="cannot crop 40 tokens"):
+    with pytest.raises(ValueError, match="cannot cut 40 tokens"):
         cache.crop(length)
     assert cache.length == 40
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from crossroads.labelling.judges.base import Judge, JudgeContext
     from crossroads.labelling.run import LabelConfig
+    from crossroads.models.pairs import Pair
     from crossroads.types import Problem
 
 STAGES = ("respond", "compare", "continue", "judge", "build")
@@ -115,35 +116,58 @@ def label(
     from crossroads.labelling.run import label as label_problems
     from crossroads.models.weights import cache_root
 
-    named = [parse_judge(text) for text in judges]
+    context = JudgeContext(None, rows + 1, cache_root() / "judgements")
+    named = _Judges([parse_judge(text) for text in judges], context)
     policy = None if allow_contaminated else _Policy(against, drop_contaminated, seed)
     screened = _screen(_problems(problems, task, count, seed), policy, stderr())
     config = _config(settings, screened, seed, rows)
     ensure_writable(out)
-    with models.load(max_rows=rows + 1) as pair, RichProgress() as progress:
-        context = JudgeContext(pair, rows + 1, cache_root() / "judgements")
-        with _chosen(named, context) as chosen:
-            label_problems(
-                pair, screened.problems, chosen, out, progress, config, stages=stages or STAGES
-            )
+    with (
+        models.load(max_rows=rows + 1) as pair,
+        named.with_pair(pair) as chosen,
+        RichProgress() as progress,
+    ):
+        label_problems(
+            pair, screened.problems, chosen, out, progress, config, stages=stages or STAGES
+        )
     if not stages or "build" in stages:
         _report(out, console())
 
 
-@contextmanager
-def _chosen(
-    named: Sequence[tuple[str, dict[str, Any]]], context: JudgeContext
-) -> Iterator[list[Judge]]:
-    """Yield the judges, and close those that hold a model of their own."""
-    from crossroads.labelling.judges import judge_by_name
+@dataclass
+class _Judges:
+    """The judges that were asked for. Those that need no model are built, and checked, at once."""
 
-    with ExitStack() as stack:
-        judges = []
-        for name, values in named:
-            judges.append(judge_by_name(name, context, **values))
-            if close := getattr(judges[-1], "close", None):
-                stack.callback(close)
-        yield judges
+    named: Sequence[tuple[str, dict[str, Any]]]
+    context: JudgeContext
+
+    def __post_init__(self) -> None:
+        from crossroads.labelling.judges import NEED_PAIR
+
+        self._early = {
+            number: self._build(number, self.context)
+            for number, (name, _) in enumerate(self.named)
+            if name not in NEED_PAIR
+        }
+
+    def _build(self, number: int, context: JudgeContext) -> Judge:
+        from crossroads.labelling.judges import judge_by_name
+
+        name, values = self.named[number]
+        return judge_by_name(name, context, **values)
+
+    @contextmanager
+    def with_pair(self, pair: Pair) -> Iterator[list[Judge]]:
+        """Yield all of them, and close those that hold a model of their own."""
+        context = replace(self.context, pair=pair)
+        with ExitStack() as stack:
+            judges = []
+            for number in range(len(self.named)):
+                judge = self._early.get(number) or self._build(number, context)
+                if close := getattr(judge, "close", None):
+                    stack.callback(close)
+                judges.append(judge)
+            yield judges
 
 
 def _problems(paths: Sequence[Path], tasks: Sequence[str], count: int, seed: int) -> list[Problem]:

@@ -53,6 +53,10 @@ JUDGES: Mapping[str, JudgeFactory] = {
 }
 
 
+NEED_PAIR = frozenset({"outcome", "local"})
+"""Judges that work with the pair of the run, and so are built when it is loaded."""
+
+
 def judge_by_name(name: str, context: JudgeContext | None = None, /, **settings: Any) -> Judge:
     """Return a judge.
 

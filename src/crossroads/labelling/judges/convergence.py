@@ -23,8 +23,8 @@ class ConvergenceJudge:
 
     token: from some token on, the rest of both spans is the same, at least `tail` tokens of it, and
     what was passed over on either side holds the same quantities. text: equal words and
-    operators, in order, case, spacing and punctuation apart. quantities: both spans hold the same numbers, equally
-    often, and at least one.
+    operators, in order, case, spacing and punctuation apart. quantities: both spans hold the same
+    numbers, equally often, and at least one.
 
     It needs no model beside the continuations and errs to both sides: a paraphrase without a number
     is divergent for it, two different arguments over the same numbers are neutral. With several
