@@ -142,7 +142,11 @@ def test_ctrl_c_is_130_and_says_how_to_go_on(tiny: list[str], tmp_path: Path) ->
     )
     command = [sys.executable, "-m", "crossroads", "label", str(tmp_path / "out")]
     options = ["--problems", str(problems), *tiny, "--rows", "1", "--max-tokens", "100"]
-    with subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True) as process:
+    # Tests that run in the background ignore ctrl-C, and what they start would inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
+    with process:
         logs, deadline = tmp_path / "out" / "respond", time.monotonic() + 60
         while not list(logs.glob("*.jsonl")) and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -23,6 +23,8 @@ pytestmark = [pytest.mark.pair, pytest.mark.slow]
 
 SIZES = ["--label", "10", "--evaluate", "2", "--max-tokens", "220", "--rows", "10"]
 
+RESPONSES = Path("labels", "respond", "responses.jsonl")
+
 
 @pytest.fixture(scope="module")
 def run_folder(small_gguf_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -30,7 +32,7 @@ def run_folder(small_gguf_path: Path, tmp_path_factory: pytest.TempPathFactory) 
     del small_gguf_path
     out = tmp_path_factory.mktemp("quickstart") / "run"
     command = [sys.executable, "-m", "crossroads", "quickstart", "--out", str(out), *SIZES]
-    answered = out / "labels" / "responses.jsonl"
+    answered = out / RESPONSES
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as killed:
         deadline = time.monotonic() + 300
         while not answered.exists() and time.monotonic() < deadline:
@@ -46,7 +48,7 @@ def run_folder(small_gguf_path: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def test_nothing_was_answered_twice(run_folder: Path) -> None:
-    ids = [r["problem_id"] for r in ResumableLog(run_folder / "labels" / "responses.jsonl")]
+    ids = [r["problem_id"] for r in ResumableLog(run_folder / RESPONSES)]
     assert len(ids) == len(set(ids)) == 10
 
 
@@ -68,7 +70,7 @@ def test_answered_problems_were_not_labelled(run_folder: Path) -> None:
     labelled = {row.problem_id for row in LabelledDataset.open(run_folder / "labels").responses}
     log = ResumableLog(run_folder / "systems" / "router" / "traces.jsonl")
     prompts = {tuple(r["trace"]["prompt_ids"]) for r in log}
-    answers = ResumableLog(run_folder / "labels" / "responses.jsonl")
+    answers = ResumableLog(run_folder / RESPONSES)
     seen = {tuple(r["prompt_ids"]) for r in answers if r["problem_id"] in labelled}
     assert not prompts & seen
 
@@ -85,7 +87,7 @@ def test_the_table_and_the_page_show_every_system(run_folder: Path) -> None:
 def test_stored_features_are_close_to_live_ones(run_folder: Path, real_pair: Pair) -> None:
     """Law 4 where it is only approximate: llama.cpp rounds activations to 8 bits."""
     positions = LabelledDataset.open(run_folder / "labels").split(Split.TEST)
-    log = ResumableLog(run_folder / "labels" / "responses.jsonl")
+    log = ResumableLog(run_folder / RESPONSES)
     (answer,) = (r for r in log if r["problem_id"] == positions.problem_ids[0])
     names, count = ("entropy", "top_probability"), 12
     stored = positions.features(names)

@@ -19,7 +19,14 @@ from typing import Any
 
 from crossroads.artifacts import read_json, sha256_file, write_json
 from crossroads.errors import CrossroadsError, WeightsError
-from crossroads.models.sources import HubSource, SourceError, WeightsFile, check_space, metered
+from crossroads.models.sources import (
+    HubSource,
+    SourceError,
+    WeightsFile,
+    check_space,
+    metered,
+    sizes_within,
+)
 from crossroads.models.weights import Tell, cache_root, ignore, lock, partial_path, writable
 from crossroads.types import Progress, SilentProgress
 
@@ -35,7 +42,7 @@ def fetch_file(source: HubSource, file: WeightsFile, partial: Path, progress: Pr
     """
     folder = partial / "hub"
     folder.mkdir(exist_ok=True)
-    have = _bytes_under(folder)
+    have = sum(sizes_within(folder))
     check_space(folder, file.size - have)
     request = {
         "action": "file",
@@ -46,7 +53,7 @@ def fetch_file(source: HubSource, file: WeightsFile, partial: Path, progress: Pr
         "folder": str(folder),
     }
     with metered(progress, f"fetching {file.name}", file.size - have) as meter:
-        _run_worker(request, partial / "home", lambda: meter.at(_bytes_under(folder) - have))
+        _run_worker(request, partial / "home", lambda: meter.at(sum(sizes_within(folder)) - have))
     return folder / source.filename
 
 
@@ -129,11 +136,11 @@ def _download_repo(repo: HubRepo, partial: Path, progress: Progress) -> None:
     request = {"action": "plan", "repo": repo.repo, "revision": repo.revision, "plan": str(plan)}
     _run_worker(request, partial / "home", lambda: None)
     total = sum(entry["size"] for entry in _plan(plan)["files"])
-    have = _bytes_under(files)
+    have = sum(sizes_within(files))
     check_space(files, total - have)
     request = {**request, "action": "repo", "folder": str(files)}
     with metered(progress, f"fetching {repo.repo}", total - have) as meter:
-        _run_worker(request, partial / "home", lambda: meter.at(_bytes_under(files) - have))
+        _run_worker(request, partial / "home", lambda: meter.at(sum(sizes_within(files)) - have))
     if bad := _first_bad(files, _plan(plan), progress):
         (files / bad).unlink(missing_ok=True)
         raise SourceError(f"gave a damaged {bad}; deleted, pull again to fetch it")
@@ -169,16 +176,6 @@ def _first_bad(folder: Path, plan: Mapping[str, Any], progress: Progress) -> str
     finally:
         progress.finish()
     return None
-
-
-def _bytes_under(folder: Path) -> int:
-    total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except OSError:  # renamed since it was listed
-            continue
-    return total
 
 
 def _run_worker(request: Mapping[str, str], home: Path, tick: Callable[[], None]) -> None:

@@ -14,7 +14,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -252,14 +252,16 @@ def _bytes_in_flight(partial: Path) -> int:
     """Return the size of what each pip holds; its wheel can be there twice for a moment."""
     total = 0
     for folder in partial.glob("pip-*"):
-        sizes = [0]
-        for path in folder.rglob("*"):
-            try:
-                sizes.append(path.stat().st_size)
-            except OSError:  # gone since it was listed
-                continue
-        total += max(sizes)
+        total += max(sizes_within(folder), default=0)
     return total
+
+
+def sizes_within(folder: Path) -> Iterator[int]:
+    """Yield the size of every file below `folder`, while pip makes and deletes some of them."""
+    for parent, _, names in os.walk(folder):  # unlike rglob, it passes over what has gone
+        for name in names:
+            with suppress(OSError):
+                yield Path(parent, name).stat().st_size
 
 
 def _download_parts(
