@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -288,8 +289,12 @@ def _download_parts(
 
 
 def _start_pip(requirement: str, folder: Path) -> _Download:
-    """Start a download under the user's own pip settings: indexes, proxies, certificates."""
-    folder.mkdir()
+    """Start a download under the user's own pip settings: indexes, proxies, certificates.
+
+    Its folder's name starts with `folder`'s and is new: the pip of a run that was killed may still
+    be alive for a moment, and write to its own.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=folder.parent))
     options = ["--no-deps", "--only-binary", ":all:", "--no-input", "--progress-bar", "off"]
     # pip's cache would keep a second copy outside of ours; -vv is what makes it say why a
     # connection failed.
