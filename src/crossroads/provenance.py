@@ -12,7 +12,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("crossroads-lm", "torch", "numpy", "transformers", "llama-cpp-python", "reasoning-gym")
+_PACKAGES = (
+    "crossroads-lm",
+    "torch",
+    "numpy",
+    "scikit-learn",
+    "transformers",
+    "llama-cpp-python",
+    "reasoning-gym",
+    "datasets",
+    "pyarrow",
+)
 
 
 def provenance(**facts: Any) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
+
 from crossroads.decoding.request import Request, RowState
 from crossroads.models.base import CausalLM, KVCache, Tokenizer, Want
 from crossroads.sampling import row_generator, sample
@@ -28,25 +30,24 @@ def generate_alone(
     end of the threshold. `on_token` hears of every token, with the number of open rows.
     """
     waiting = list(enumerate(requests))[::-1]
-    rows: dict[int, tuple[RowState, KVCache]] = {}
-    generators = {}
+    rows: dict[int, tuple[RowState, KVCache, np.random.Generator]] = {}
     limit = min(max_rows, model.info.max_rows)
     try:
         while waiting or rows:
             while waiting and len(rows) < limit:
                 number, request = waiting.pop()
                 state = RowState(request, [model.info], tokenizer)
-                rows[number] = (state, model.new_cache())
-                generators[number] = row_generator(request.sampling.seed, role)
-            states = [state for state, _ in rows.values()]
-            caches = [cache for _, cache in rows.values()]
+                generator = row_generator(request.sampling.seed, role)
+                rows[number] = (state, model.new_cache(), generator)
+            states = [state for state, _, _ in rows.values()]
+            caches = [cache for _, cache, _ in rows.values()]
             want = Want(logits=any(not s.request.sampling.greedy for s in states))
-            lags = [state.tokens[cache.length :] for state, cache in rows.values()]
+            lags = [state.tokens[cache.length :] for state, cache, _ in rows.values()]
             output = model.extend(caches, lags, want)
-            for i, (number, (state, cache)) in enumerate(list(rows.items())):
+            for i, (number, (state, cache, generator)) in enumerate(list(rows.items())):
                 logits_V = None if output.logits_NV is None else output.logits_NV[i]
                 best = int(output.top_ids_NK[i, 0])
-                token = sample(best, logits_V, state.request.sampling, generators[number])
+                token = sample(best, logits_V, state.request.sampling, generator)
                 lag = len(lags[i]) if role is Role.LARGE else 0
                 record = TokenRecord(
                     len(state.records), token, role, lag=lag, seconds=state.seconds
@@ -59,5 +60,5 @@ def generate_alone(
                     cache.release()
                     yield number, state.trace()
     finally:
-        for _, cache in rows.values():
+        for _, cache, _ in rows.values():
             cache.release()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from crossroads.errors import ConfigError
 from crossroads.labelling.records import Span
-from crossroads.models.base import Tokenizer
 
 # Chinese and Japanese texts end in full-width marks, hence the noqa.
 _ENDS = ".。!！?？\n"  # noqa: RUF001
@@ -42,10 +42,20 @@ class SentenceRule:
                 raise ConfigError(f"the sentence rule's {name} must be at least 1")
 
 
+class TokenTexts(Protocol):
+    """What the rule asks of a tokenizer."""
+
+    def text_bytes(self, token_id: int) -> bytes:
+        """Return the bytes that one id adds to the text."""
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of the ids."""
+
+
 class Cutter:
     """Reads one future token by token and knows where it ends."""
 
-    def __init__(self, rule: SentenceRule, tokenizer: Tokenizer, eos_ids: Collection[int]) -> None:
+    def __init__(self, rule: SentenceRule, tokenizer: TokenTexts, eos_ids: Collection[int]) -> None:
         """Start with nothing read."""
         self._rule = rule
         self._tokenizer = tokenizer
@@ -93,7 +103,7 @@ class Cutter:
 
 
 def cut(
-    token_ids: Iterable[int], rule: SentenceRule, tokenizer: Tokenizer, eos_ids: Collection[int]
+    token_ids: Iterable[int], rule: SentenceRule, tokenizer: TokenTexts, eos_ids: Collection[int]
 ) -> Span:
     """Return the start of `token_ids` as the rule cuts it."""
     cutter = Cutter(rule, tokenizer, eos_ids)

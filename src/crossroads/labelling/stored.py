@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from crossroads.artifacts import read_json
 from crossroads.dataset import TOKENS
@@ -21,7 +21,6 @@ from crossroads.errors import DataError
 from crossroads.labelling.judges.base import Verdict
 from crossroads.labelling.records import case_id
 from crossroads.labelling.sentences import SentenceRule, cut
-from crossroads.models.base import Tokenizer
 from crossroads.tasks.jsonl import read_problems
 from crossroads.types import FinishReason, Problem
 
@@ -261,8 +260,7 @@ class MismatchReader:
         return MismatchView(
             case=case,
             context=self.texts.decode(real_ids[max(0, position - CONTEXT) : position])[-CONTEXT:],
-            # The rule asks a tokenizer for texts alone, and those are here.
-            reference=cut(ahead, self.rule, cast("Tokenizer", self.texts), ()).text,
+            reference=cut(ahead, self.rule, self.texts, ()).text,
             continuations=self.continuations.get(case, ()),
             verdicts=tuple(
                 JudgeVerdict(judge, verdicts.get(case, Verdict(None, None, "not judged")))
