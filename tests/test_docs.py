@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = ["cli", "labelling", "training", "evaluation", "routers", "judges", "tasks", "exchange"]
+FOLDERS = [
+    "cli", "labelling", "training", "evaluation", "routers", "judges", "tasks", "exchange",
+    "simulation", "diagnosis", "causes", "r2r",
+]  # fmt: skip
 """Folders that the README names as a whole."""
 
 

@@ -9,7 +9,7 @@ Shapes: N positions, K stored top entries, H hidden size, E embedding size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from crossroads.routing.features import (
     stored_logprobs,
     with_logprobs,
 )
+from crossroads.routing.history import look_back
 from crossroads.types import Label, Split
 
 FORMAT = 2
@@ -71,6 +72,14 @@ class Comparison:
     def proposed_N(self) -> Tensor:
         """The small model's proposals, its likeliest tokens."""
         return self.step.top_ids_NK[:, 0]
+
+    def features(
+        self, names: Sequence[str], embed: Callable[[Sequence[int]], Tensor] | None
+    ) -> dict[str, Tensor]:
+        """Return the named router inputs, computed as decoding computes them."""
+        history_NJ2 = look_back(self.step, self.real_N)
+        inputs = FeatureInputs(self.step, self.proposed_N, self.position_N, embed, history_NJ2)
+        return compute(names, inputs)
 
     @property
     def mismatch_N(self) -> Tensor:
@@ -155,6 +164,17 @@ class EmbeddingTable:
         self.ids_M = ids_M
         self.rows_ME = rows_ME
 
+    @classmethod
+    def joined(cls, tables: Sequence[EmbeddingTable]) -> EmbeddingTable:
+        """Return one table of several of the same model."""
+        if len(tables) == 1:
+            return tables[0]
+        ids_M, at_M = torch.unique(torch.cat([t.ids_M for t in tables]), return_inverse=True)
+        rows_ME = torch.cat([t.rows_ME for t in tables])
+        joined_ME = rows_ME.new_empty((len(ids_M), rows_ME.shape[1]))
+        joined_ME[at_M] = rows_ME
+        return cls(ids_M, joined_ME)
+
     def __call__(self, token_ids: Sequence[int]) -> Tensor:
         """Return the rows [N, E], float32.
 
@@ -179,7 +199,7 @@ class Positions:
 
     label_N: values of types.Label. probability_N: the judge's probability of divergence, 0 where
     the tokens are identical, nan where the judge has none. problem_N: index into `problem_ids`:
-    the cluster of a position.
+    the cluster of a position. history_NJ2: as routing.history defines it.
     """
 
     step: StepOutput
@@ -190,6 +210,7 @@ class Positions:
     problem_N: Tensor
     problem_ids: tuple[str, ...]
     embed: EmbeddingTable
+    history_NJ2: Tensor
 
     def __len__(self) -> int:
         """Number of positions."""
@@ -207,7 +228,9 @@ class Positions:
 
     def features(self, names: Sequence[str]) -> dict[str, Tensor]:
         """Return the named router inputs, computed as decoding computes them."""
-        inputs = FeatureInputs(self.step, self.proposed_N, self.position_N, self.embed)
+        inputs = FeatureInputs(
+            self.step, self.proposed_N, self.position_N, self.embed, self.history_NJ2
+        )
         return compute(names, inputs)
 
 
@@ -366,4 +389,5 @@ def _join(
         ),
         problem_ids=problem_ids,
         embed=embed,
+        history_NJ2=cat([look_back(c.step, c.real_N) for c in comparisons]),
     )

@@ -191,6 +191,9 @@ class Progress(Protocol):
     def advance(self, amount: float = 1.0) -> None:
         """Report `amount` more units of the current stage."""
 
+    def describe(self, text: str) -> None:
+        """Show a few words on how the current stage goes, in place of earlier ones."""
+
     def finish(self) -> None:
         """End the current stage."""
 
@@ -210,6 +213,9 @@ class SilentProgress:
     def advance(self, amount: float = 1.0) -> None:
         """Count `amount` units."""
         self.stages[self.current] += amount
+
+    def describe(self, text: str) -> None:
+        """Forget the words."""
 
     def finish(self) -> None:
         """End the stage."""

@@ -13,7 +13,7 @@ from crossroads.decoding.mixed import MixedModels, generate
 from crossroads.decoding.request import Request
 from crossroads.labelling.compare import compare
 from crossroads.models.pairs import Pair
-from crossroads.routing.features import FEATURES, FeatureInputs, compute
+from crossroads.routing.features import FEATURES
 from crossroads.routing.policy import sends_to_large
 from crossroads.training.threshold import NEVER
 from crossroads.types import Role
@@ -113,13 +113,12 @@ STORED = {"rtol": 2**-10, "atol": 2**-7}
 def test_stored_features_are_the_live_ones(pair: Pair) -> None:
     (response,) = alone(pair, Role.LARGE, requests(count=1))
     stored = compare(pair.small, pair.large, response.prompt_ids, response.token_ids)
-    inputs = FeatureInputs(stored.step, stored.proposed_N, stored.position_N, pair.small.embed)
     spy = Spy(tuple(FEATURES))
     request = Request(response.prompt_ids, max_tokens=len(response.token_ids))
     models = MixedModels(pair.small, pair.large, spy, pair.tokenizer, 0.0)
     ((_, trace),) = generate(models, [request])
     assert trace.token_ids == response.token_ids
-    for name, offline in compute(tuple(FEATURES), inputs).items():
+    for name, offline in stored.features(tuple(FEATURES), pair.small.embed).items():
         live = torch.cat([seen[name] for seen in spy.seen])
         assert torch.allclose(offline.float(), live.float(), **STORED), name
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,39 +11,26 @@ import pytest
 import torch
 
 from crossroads.artifacts import read_json, sha256_file
-from crossroads.dataset import LabelledDataset, Positions
+from crossroads.dataset import Comparison, LabelledDataset
 from crossroads.errors import ConfigError, DataError, RouterError
-from crossroads.labelling.judges.likelihood import LikelihoodJudge
-from crossroads.labelling.respond import RespondConfig
-from crossroads.labelling.run import LabelConfig, label
 from crossroads.routing.checkpoint import load_router
 from crossroads.routing.policy import sends_to_large
-from crossroads.training.fit import FitConfig, fit, score_positions
+from crossroads.training.config import FitConfig
+from crossroads.training.fit import fit, score_rows
 from crossroads.training.report import measure
+from crossroads.training.rows import Corpus, Rows
 from crossroads.training.train import train
-from crossroads.types import Label, Message, Problem, SilentProgress, Split
-from laws.pairs import scripted_pair
+from crossroads.types import Label, SilentProgress, Split
 
 CONFIG = FitConfig(inputs=("entropy", "margin", "hidden"), epochs=8)
 
 
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> LabelledDataset:
-    folder = tmp_path_factory.mktemp("labels")
-    problems = [Problem(f"p{i}", (Message("user", f"Q{i}" * 3),), "1") for i in range(60)]
-    config = LabelConfig(RespondConfig(max_tokens=300))
-    label(scripted_pair(), problems, [LikelihoodJudge(0.1)], folder, SilentProgress(), config)
-    return LabelledDataset.open(folder)
-
-
-def test_training_beats_chance_and_its_report_adds_up(
+def test_the_report_adds_up(
     dataset: LabelledDataset, tmp_path: Path
 ) -> None:
-    trained = train(dataset, CONFIG, tmp_path, SilentProgress())
-    rows = {(r["router"], r["target_recall"]): r for r in trained.report["rows"]}
-    assert {"mlp", "entropy", "margin", "max-probability", "random"} == {name for name, _ in rows}
-    ours, chance = rows["mlp", 0.8]["test"]["point"], rows["random", 0.8]["test"]["point"]
-    assert ours["positive_rate"] < 0.85 * chance["positive_rate"]
+    trained = train([dataset], CONFIG, tmp_path, SilentProgress())
+    names = {row["router"] for row in trained.report["rows"]}
+    assert names == {"mlp", "entropy", "margin", "max-probability", "random"}
     for row in trained.report["rows"]:
         on_calibration = row["calibration"]["point"]
         assert on_calibration["recall"] >= row["target_recall"] - 1e-9
@@ -53,11 +41,11 @@ def test_training_beats_chance_and_its_report_adds_up(
 
 
 def test_report_is_what_the_saved_router_does(dataset: LabelledDataset, tmp_path: Path) -> None:
-    trained = train(dataset, CONFIG, tmp_path, SilentProgress())
+    trained = train([dataset], CONFIG, tmp_path, SilentProgress())
     loaded = load_router(tmp_path)
-    test = dataset.split(Split.TEST)
-    sent = sends_to_large(score_positions(loaded.router, test), loaded.card.threshold)
-    divergent = test.divergent_N.numpy()
+    test = Corpus.open([dataset], loaded.router.inputs).split(Split.TEST)
+    sent = sends_to_large(score_rows(loaded.router, test), loaded.card.threshold)
+    divergent = test.positive("divergent")
     (row,) = (
         r for r in trained.report["rows"] if r["router"] == "mlp" and r["target_recall"] == 0.95
     )
@@ -71,68 +59,102 @@ def test_a_seed_gives_the_same_router_and_another_seed_another(
     hashes = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         config = dataclasses.replace(CONFIG, seed=seed, epochs=2)
-        train(dataset, config, tmp_path / name, SilentProgress())
+        train([dataset], config, tmp_path / name, SilentProgress())
         hashes.append(sha256_file(tmp_path / name / "router.safetensors"))
     assert hashes[0] == hashes[1] != hashes[2]
 
 
 def test_a_finished_router_is_not_trained_again(dataset: LabelledDataset, tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, epochs=1)
-    train(dataset, config, tmp_path, SilentProgress())
+    train([dataset], config, tmp_path, SilentProgress())
     created = read_json(tmp_path / "router.json", "router")["provenance"]["created"]
     progress = SilentProgress()
-    train(dataset, config, tmp_path, progress)
+    train([dataset], config, tmp_path, progress)
     assert progress.stages == {}
     assert read_json(tmp_path / "router.json", "router")["provenance"]["created"] == created
     with pytest.raises(ConfigError, match="config: was"):
-        train(dataset, CONFIG, tmp_path, progress)
+        train([dataset], CONFIG, tmp_path, progress)
 
 
 def test_the_test_split_is_not_touched_by_training(
     dataset: LabelledDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    corpus = Corpus.open([dataset], CONFIG.inputs)
     asked = []
-    split = LabelledDataset.split
+    split = Corpus.split
 
-    def spy(self: LabelledDataset, which: Split) -> Positions:
+    def spy(self: Corpus, which: Split) -> Rows:
         asked.append(which)
         return split(self, which)
 
-    monkeypatch.setattr(LabelledDataset, "split", spy)
-    fit(dataset, dataclasses.replace(CONFIG, epochs=1), SilentProgress())
+    monkeypatch.setattr(Corpus, "split", spy)
+    fit(corpus, dataclasses.replace(CONFIG, epochs=1), SilentProgress())
     assert set(asked) == {Split.TRAIN, Split.CALIBRATION}
 
 
-def test_no_positive_token_is_refused_before_training(
-    dataset: LabelledDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def changed(monkeypatch: pytest.MonkeyPatch, which: Split, change: Callable[[Rows], Rows]) -> None:
+    """Let every corpus have another split."""
+    split = Corpus.split
+
+    def other(self: Corpus, asked: Split) -> Rows:
+        rows = split(self, asked)
+        return change(rows) if asked == which else rows
+
+    monkeypatch.setattr(Corpus, "split", other)
+
+
+def relabelled(label: Label) -> Callable[[Rows], Rows]:
+    return lambda rows: dataclasses.replace(rows, label_N=np.full_like(rows.label_N, label))
+
+
+def one_problem(rows: Rows) -> Rows:
+    few = rows.take(rows.problem_N == 0)
+    return dataclasses.replace(few, problem_ids=rows.problem_ids[:1])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (relabelled(Label.NEUTRAL), "no divergent token in the train split; label more"),
+        (relabelled(Label.DIVERGENT), "every token of the train split is divergent"),
+        (one_problem, "the train split has one problem only .'p.*label more problems"),
+        (lambda rows: rows.take(np.zeros(0, np.int64)), "the train split has no position"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_refused_before_training(
+    dataset: LabelledDataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Rows], Rows],
+    message: str,
 ) -> None:
-    split = LabelledDataset.split
-
-    def without(self: LabelledDataset, which: Split) -> Positions:
-        positions = split(self, which)
-        return dataclasses.replace(
-            positions, label_N=positions.label_N.masked_fill(positions.divergent_N, Label.NEUTRAL)
-        )
-
-    monkeypatch.setattr(LabelledDataset, "split", without)
-    with pytest.raises(DataError, match="no divergent token in the train split"):
-        train(dataset, CONFIG, tmp_path, SilentProgress())
+    changed(monkeypatch, Split.TRAIN, change)
+    with pytest.raises(DataError, match=message):
+        train([dataset], CONFIG, tmp_path, SilentProgress())
     assert not (tmp_path / "router.json").exists()
 
 
-def test_features_that_are_not_numbers_are_refused(
-    dataset: LabelledDataset, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.nan, "'hidden' of .* has values that are not finite"),
+        (0.25, "'hidden' has the same value in all .* training positions"),
+    ],
+)
+def test_broken_features_are_refused_before_training(
+    dataset: LabelledDataset, monkeypatch: pytest.MonkeyPatch, value: float, message: str
 ) -> None:
-    features = Positions.features
+    features = Comparison.features
 
-    def broken(self: Positions, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
-        values = features(self, names)
-        values["hidden"][3, 2] = torch.nan
+    def broken(self: Comparison, names: Sequence[str], embed: object) -> dict[str, torch.Tensor]:
+        values = features(self, names, embed)
+        if "hidden" in values:
+            values["hidden"].fill_(value)
         return values
 
-    monkeypatch.setattr(Positions, "features", broken)
-    with pytest.raises(DataError, match="'hidden' has values that are not finite"):
-        fit(dataset, CONFIG, SilentProgress())
+    monkeypatch.setattr(Comparison, "features", broken)
+    with pytest.raises(DataError, match=message):
+        fit(Corpus.open([dataset], CONFIG.inputs), CONFIG, SilentProgress())
 
 
 @pytest.mark.parametrize(
@@ -142,6 +164,10 @@ def test_features_that_are_not_numbers_are_refused(
         ({"target_recall": 1.2}, "recall target"),
         ({"epochs": 0}, "epochs"),
         ({"learning_rate": 0.0}, "learning rate"),
+        ({"device": "cuda:7"}, "no CUDA device"),
+        ({"device": "tpux"}, "unknown device"),
+        ({"architecture": "mpl"}, "unknown architecture 'mpl'"),
+        ({"average": 1.0}, "average"),
     ],
 )
 def test_bad_settings_are_named(bad: dict[str, object], message: str) -> None:

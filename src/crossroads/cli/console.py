@@ -89,6 +89,7 @@ class RichProgress:
         self._clock = clock
         self._name = ""
         self._unit = ""
+        self._words = ""
         self._total = 0.0
         self._done = 0.0
         self._started = 0.0
@@ -130,6 +131,7 @@ class RichProgress:
         if self._active:
             self.finish()
         self._name, self._total, self._unit = name, total, unit
+        self._words = ""
         self._done, self._active = 0.0, True
         self._started = self._spoken = self._clock()
         if self._bar is not None:
@@ -145,6 +147,12 @@ class RichProgress:
         elif self._clock() - self._spoken >= PLAIN_INTERVAL_SECONDS:
             self._spoken = self._clock()
             self.note(self._line())
+
+    def describe(self, text: str) -> None:
+        """Show a few words beside the current stage."""
+        self._words = text
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, description=f"{self._name}: {text}")
 
     def finish(self) -> None:
         """End the current stage. A stage that stopped short is shown as far as it came."""
@@ -164,5 +172,7 @@ class RichProgress:
             f"{self._name}: {amount(self._done, self._unit)} of "
             f"{amount(self._total, self._unit)} ({share:.0%})"
         )
+        if self._words:
+            line = f"{line}, {self._words}"
         left = remaining(self._done, self._total, self._clock() - self._started)
         return line if left is None else f"{line}, {duration(left)} left"

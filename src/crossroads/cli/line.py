@@ -27,7 +27,7 @@ from crossroads.provenance import provenance
 from crossroads.routing.routers.base import Router
 from crossroads.routing.routers.heuristics import entropy, random
 from crossroads.tasks import load_problems
-from crossroads.training.fit import FitConfig
+from crossroads.training.recipes import recipe
 from crossroads.training.report import recalls_table, report_table
 from crossroads.training.threshold import NEVER
 from crossroads.training.train import Trained, train
@@ -110,8 +110,8 @@ def run_line(models: PairOptions, out: Path, plan: Plan) -> None:
             label(pair, to_label, [judge], out / "labels", progress, config)
             stages.begin("train")
             dataset = LabelledDataset.open(out / "labels")
-            fit = FitConfig(target_recall=plan.target_recall, seed=plan.seed)
-            trained = train(dataset, fit, out / "router", progress)
+            fit = recipe("default", target_recall=plan.target_recall, seed=plan.seed)
+            trained = train([dataset], fit, out / "router", progress)
             running = RunConfig(max_tokens=plan.max_tokens, max_rows=plan.rows)
             bench = _Bench(pair, to_answer, out / "systems", running, stages, progress)
             runs = _evaluate(bench, trained, plan)

@@ -22,7 +22,9 @@ from crossroads.routing.features import (
     compute,
     needs_embedding,
     needs_hidden,
+    needs_history,
 )
+from crossroads.routing.history import RowHistory, surprise
 from crossroads.routing.policy import check_threshold, sends_to_large
 from crossroads.routing.routers.base import Router
 from crossroads.sampling import row_generator, sample
@@ -65,6 +67,7 @@ class _Row:
         self.state = RowState(request, infos, models.tokenizer)
         given = request.threshold
         self.threshold = check_threshold(models.threshold if given is None else given)
+        self.history = RowHistory()
         self.generators = {role: row_generator(request.sampling.seed, role) for role in Role}
         self.small: KVCache = models.small.new_cache()
         try:
@@ -99,6 +102,7 @@ class MixedLoop:
         inputs = models.router.inputs
         self._wants_hidden = needs_hidden(inputs)
         self._embed = models.small.embed if needs_embedding(inputs) else None
+        self._looks_back = needs_history(inputs)
 
     @property
     def active(self) -> int:
@@ -140,7 +144,7 @@ class MixedLoop:
         rows = list(self._rows.values())
         if not rows:
             return []
-        proposals = self._propose(rows)
+        output, proposals = self._propose(rows)
         asked = [
             (row, proposal)
             for row, proposal in zip(rows, proposals, strict=True)
@@ -148,13 +152,15 @@ class MixedLoop:
         ]
         lags = {row.index: len(row.unread(row.large)) for row, _ in asked}
         written = self._ask_large([row for row, _ in asked])
+        if self._looks_back:
+            self._remember(rows, output, proposals, written)
         return [
             self._accept(row, proposal, written.get(row.index), lags.get(row.index, 0))
             for row, proposal in zip(rows, proposals, strict=True)
         ]
 
-    def _propose(self, rows: Sequence[_Row]) -> list[_Proposal]:
-        """Return the small model's proposal for each row, scored."""
+    def _propose(self, rows: Sequence[_Row]) -> tuple[StepOutput, list[_Proposal]]:
+        """Return the small model's outputs and its proposal for each row, scored."""
         want = Want(top_k=TOP_K, hidden=self._wants_hidden, logits=_needs_logits(rows))
         output = self.models.small.extend(
             [row.small for row in rows], [row.unread(row.small) for row in rows], want
@@ -165,11 +171,31 @@ class MixedLoop:
             proposed_N=torch.tensor(tokens),
             position_N=torch.tensor([len(row.state.tokens) for row in rows]),
             embed=self._embed,
+            history_NJ2=(
+                torch.stack([row.history.tensor() for row in rows]) if self._looks_back else None
+            ),
         )
         router = self.models.router
         scores = router.score(compute(router.inputs, inputs)).tolist()
         entropies = output.entropy_N.tolist()
-        return [_Proposal(*values) for values in zip(tokens, scores, entropies, strict=True)]
+        values = zip(tokens, scores, entropies, strict=True)
+        return output, [_Proposal(*value) for value in values]
+
+    def _remember(
+        self,
+        rows: Sequence[_Row],
+        output: StepOutput,
+        proposals: Sequence[_Proposal],
+        written: dict[int, int],
+    ) -> None:
+        """Add this step to the rows' histories."""
+        accepted = [
+            written.get(row.index, proposal.token_id)
+            for row, proposal in zip(rows, proposals, strict=True)
+        ]
+        surprises = surprise(output, torch.tensor(accepted)).tolist()
+        for row, proposal, value in zip(rows, proposals, surprises, strict=True):
+            row.history.append(proposal.entropy, value)
 
     def _ask_large(self, rows: Sequence[_Row]) -> dict[int, int]:
         """Return the large model's token for each of the rows, by row number."""

@@ -24,7 +24,7 @@ from crossroads.routing.routers.heuristics import HEURISTICS, random
 from crossroads.routing.routers.neural import NeuralRouter, build_network, config_values
 from crossroads.types import ModelInfo
 
-FORMAT = 1
+FORMAT = 2
 _CARD, _WEIGHTS = "router.json", "router.safetensors"
 
 
@@ -85,6 +85,7 @@ def save_router(folder: Path, router: NeuralRouter, card: RouterCard) -> None:
             for name in router.inputs
         },
         "weights_sha256": sha256_file(weights),
+        "probability": {"scale": router.scale, "bias": router.bias},
         **asdict(card),
     }
     content["content_sha256"] = canonical_hash(content)
@@ -121,7 +122,7 @@ def load_router(folder: Path, small: ModelInfo | None = None) -> LoadedRouter:
         network.load_state_dict(tensors)
     except (DataError, RuntimeError) as error:
         raise RouterError(f"the router weights in {folder} do not fit its card: {error}") from error
-    return LoadedRouter(NeuralRouter(content["type"], network), card)
+    return LoadedRouter(NeuralRouter(content["type"], network, **content["probability"]), card)
 
 
 def _read_card(folder: Path) -> dict[str, Any]:

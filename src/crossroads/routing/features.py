@@ -16,6 +16,7 @@ from torch import Tensor
 
 from crossroads.errors import RouterError
 from crossroads.models.base import StepOutput
+from crossroads.routing.history import HISTORY
 
 TOP_K = 100
 """Entries of each distribution that are stored and may be used; R2R's number."""
@@ -28,12 +29,14 @@ class FeatureInputs:
     proposed_N: the token that the small model proposes next, int64.
     position_N: index of that token in its row, prompt included, int64.
     embed: rows [N, E] of the small model's input embedding by ids; None where nobody has them.
+    history_NJ2: what the row's last tokens were (routing.history); None where nobody kept it.
     """
 
     step: StepOutput
     proposed_N: Tensor
     position_N: Tensor
     embed: Callable[[Sequence[int]], Tensor] | None = None
+    history_NJ2: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,7 @@ class Feature:
     dtype: torch.dtype = torch.float32
     needs_hidden: bool = False
     needs_embedding: bool = False
+    needs_history: bool = False
 
 
 def _hidden(inputs: FeatureInputs) -> Tensor:
@@ -92,6 +96,12 @@ def _proposed_logprob(inputs: FeatureInputs) -> Tensor:
     return torch.maximum(found_N, logprobs_NK[:, -1])[:, None]
 
 
+def _look_back(inputs: FeatureInputs, column: int) -> Tensor:
+    if inputs.history_NJ2 is None:
+        raise RouterError("this router looks back, and nobody kept the row's history")
+    return inputs.history_NJ2[:, :, column]
+
+
 def _one(hidden_size: int) -> int:
     del hidden_size
     return 1
@@ -100,6 +110,11 @@ def _one(hidden_size: int) -> int:
 def _top_k(hidden_size: int) -> int:
     del hidden_size
     return TOP_K
+
+
+def _history(hidden_size: int) -> int:
+    del hidden_size
+    return HISTORY
 
 
 FEATURES: Mapping[str, Feature] = {
@@ -125,6 +140,21 @@ FEATURES: Mapping[str, Feature] = {
     "margin": Feature(_one, _margin, "probability of the first token less that of the second"),
     "top_probability": Feature(_one, _top_probability, "probability of the likeliest token"),
     "proposed_logprob": Feature(_one, _proposed_logprob, "log-probability of the proposed token"),
+    "logsumexp": Feature(
+        _one, lambda i: i.step.logsumexp_N[:, None], "log of the sum over the vocabulary, in nats"
+    ),
+    "previous_entropy": Feature(
+        _history,
+        lambda i: _look_back(i, 0),
+        f"entropy at the last {HISTORY} positions, nearest first; 0 before the first",
+        needs_history=True,
+    ),
+    "previous_surprise": Feature(
+        _history,
+        lambda i: _look_back(i, 1),
+        f"-log-probability of the tokens at the last {HISTORY} positions; 0 before the first",
+        needs_history=True,
+    ),
     "proposed_id": Feature(
         _one, lambda i: i.proposed_N[:, None], "id of the proposed token", torch.int64
     ),
@@ -182,3 +212,8 @@ def needs_hidden(names: Sequence[str]) -> bool:
 def needs_embedding(names: Sequence[str]) -> bool:
     """Whether any of the named inputs reads token embeddings."""
     return any(FEATURES[name].needs_embedding for name in names)
+
+
+def needs_history(names: Sequence[str]) -> bool:
+    """Whether any of the named inputs looks back at the row's last tokens."""
+    return any(FEATURES[name].needs_history for name in names)

@@ -1,73 +1,41 @@
 """Training of a neural router on labelled positions.
 
 Selection follows what we are after: the positive_rate at the target recall on the calibration
-split, not a loss. Shapes: N positions, W a feature's width.
+split, not a loss (`selection="loss"` is R2R's). Test is never touched here. Shapes: N positions.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
+import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
-from crossroads.dataset import LabelledDataset, Positions
-from crossroads.errors import ConfigError, DataError
-from crossroads.routing.features import FEATURES, check_names
 from crossroads.routing.routers.base import Router
-from crossroads.routing.routers.neural import NeuralRouter, build_network
+from crossroads.routing.routers.neural import NeuralRouter
+from crossroads.training.checks import check_auxiliary, check_corpus
+from crossroads.training.config import FitConfig
+from crossroads.training.losses import build_loss
+from crossroads.training.rows import Corpus, Rows
 from crossroads.training.threshold import operating_point, threshold_for_recall
+from crossroads.training.tracking import NoTracker, Tracker
+from crossroads.training.trainer import Saved, Trainer
+from crossroads.training.workers import Workers
 from crossroads.types import Progress, Split
 
-OBJECTIVES = ("divergent", "mismatch")
 _SCORE_ROWS = 8192
 
 
 @dataclass(frozen=True, slots=True)
-class FitConfig:
-    """How a router is trained. `objective` is the positive class of the loss and of recall."""
-
-    inputs: tuple[str, ...] = ("entropy", "margin", "proposed_logprob", "top_logprobs")
-    architecture: str = "mlp"
-    network: Mapping[str, Any] | None = None
-    objective: str = "divergent"
-    target_recall: float = 0.95
-    epochs: int = 30
-    batch_size: int = 256
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.1
-    average: float = 0.99
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse values out of range.
-
-        Raises:
-            ConfigError: names the field and the range.
-        """
-        if self.objective not in OBJECTIVES:
-            known = ", ".join(OBJECTIVES)
-            raise ConfigError(f"unknown objective {self.objective!r}; known: {known}")
-        if not 0 < self.target_recall <= 1:
-            raise ConfigError(f"the recall target must be in (0, 1], got {self.target_recall}")
-        if self.epochs < 1 or self.batch_size < 1:
-            raise ConfigError("epochs and batch size must be >= 1")
-        if self.learning_rate <= 0:
-            raise ConfigError(f"the learning rate must be > 0, got {self.learning_rate}")
-        check_names(self.inputs)
-
-
-@dataclass(frozen=True, slots=True)
 class Epoch:
-    """One epoch's mean loss and the averaged weights' positive_rate at the target recall."""
+    """One epoch: mean training loss; on calibration, positive_rate at the target and loss."""
 
     epoch: int
     loss: float
     positive_rate: float
+    calibration_loss: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,135 +47,159 @@ class FitResult:
     history: tuple[Epoch, ...]
 
 
-def targets(positions: Positions, objective: str) -> Tensor:
-    """Return the positive class [N], bool."""
-    return positions.divergent_N if objective == "divergent" else positions.mismatch_N
-
-
-def score_positions(router: Router, positions: Positions) -> np.ndarray:
-    """Return a router's scores [N] on stored positions, float32."""
-    features = positions.features(router.inputs)
+def score_rows(router: Router, rows: Rows) -> np.ndarray:
+    """Return a router's scores [N], float32."""
     parts = [
-        router.score({name: value[start : start + _SCORE_ROWS] for name, value in features.items()})
-        for start in range(0, len(positions), _SCORE_ROWS)
+        router.score(rows.features(slice(start, start + _SCORE_ROWS), router.inputs)).numpy()
+        for start in range(0, len(rows), _SCORE_ROWS)
     ]
-    scores: np.ndarray = torch.cat(parts).numpy()
-    return scores
+    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
 
-def fit(dataset: LabelledDataset, config: FitConfig, progress: Progress) -> FitResult:
-    """Train a router on the train split, select on the calibration split; test is not touched.
+def targets(rows: Rows, config: FitConfig) -> np.ndarray:
+    """Return what the loss aims at [N], float32: 0 and 1, or the judge's probabilities."""
+    hard_N = rows.positive(config.objective).astype(np.float32)
+    if not config.soft_labels or config.objective != "divergent":
+        return hard_N
+    soft_N: np.ndarray = np.where(np.isnan(rows.probability_N), hard_N, rows.probability_N)
+    return soft_N
 
-    Deterministic for a seed on one machine and thread count.
+
+def fit(
+    corpus: Corpus,
+    config: FitConfig,
+    progress: Progress,
+    *,
+    checkpoint: Path | None = None,
+    tracker: Tracker | None = None,
+) -> FitResult:
+    """Train a router on the train split, select on the calibration split.
+
+    Deterministic for a seed on one machine and thread count; with `checkpoint` (a folder) a run
+    that was killed goes on from its last state and ends bit by bit as if it had not been.
 
     Raises:
-        DataError: a split without positives, or features that are not finite.
+        DataError: data that cannot be trained on; nothing was trained then.
     """
-    train, calibration = dataset.split(Split.TRAIN), dataset.split(Split.CALIBRATION)
-    for name, part in (("train", train), ("calibration", calibration)):
-        if not bool(targets(part, config.objective).any()):
-            raise DataError(f"no {config.objective} token in the {name} split; label more problems")
-    torch.manual_seed(config.seed)
-    trainer = _Trainer(dataset, train, config)
-    best, best_epoch, best_rate, history = trainer.router(), 0, float("inf"), []
-    progress.start("router trains", config.epochs, "epochs")
-    for epoch in range(1, config.epochs + 1):
-        loss = trainer.epoch()
-        router = trainer.router()
-        rate = _rate_at_recall(router, calibration, config)
-        history.append(Epoch(epoch, loss, rate))
-        if rate < best_rate:
-            best, best_epoch, best_rate = router, epoch, rate
-        progress.advance()
-    progress.finish()
-    return FitResult(best, best_epoch, tuple(history))
+    train, calibration = corpus.split(Split.TRAIN), corpus.split(Split.CALIBRATION)
+    check_corpus(corpus, config.inputs, config.objective)
+    with torch.random.fork_rng(devices=[]):
+        run = _Run(corpus, config, train, calibration, checkpoint, tracker or NoTracker())
+        return run.to_the_end(progress)
 
 
-class _Trainer:
-    """A network, its running average and its optimizer over one set of positions."""
+class _Run:
+    """One training run: epochs, selection, early stop."""
 
-    def __init__(self, dataset: LabelledDataset, train: Positions, config: FitConfig) -> None:
-        self.config = config
-        self.features = train.features(config.inputs)
-        self.labels_N = targets(train, config.objective).float()
-        self.network = _network(dataset, config)
-        _standardise(self.network, self.features)
-        self.averaged = copy.deepcopy(self.network)
-        self.steps = 0
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+    def __init__(
+        self,
+        corpus: Corpus,
+        config: FitConfig,
+        train: Rows,
+        calibration: Rows,
+        checkpoint: Path | None,
+        tracker: Tracker,
+    ) -> None:
+        self.config, self.calibration, self.tracker = config, calibration, tracker
+        self.positive = calibration.positive(config.objective)
+        aims = targets(train, config)
+        positives = float(train.positive(config.objective).sum())
+        self.loss = build_loss(config.loss, positives, len(train) - positives)
+        self.calibration_targets = torch.from_numpy(targets(calibration, config))
+        self.trainer = Trainer(
+            train, aims, config, config.network_values(corpus.small.hidden_size), self.loss,
+            Workers.of_environment(config.device),
+        )  # fmt: skip
+        if config.auxiliary:
+            check_auxiliary(corpus, self.trainer.network)
+        self.saved = None if checkpoint is None else Saved(checkpoint)
+        self.history: list[Epoch] = []
+
+    def to_the_end(self, progress: Progress) -> FitResult:
+        config, trainer = self.config, self.trainer
+        if self.saved is not None:
+            self.history = [Epoch(**epoch) for epoch in self.saved.restore(trainer)]
+        progress.start("router trains", config.epochs, "epochs")
+        progress.advance(len(self.history))
+        while len(self.history) < config.epochs and not self._patience_is_over():
+            loss = trainer.epoch(len(self.history) + 1, self._save)
+            self._close_epoch(loss)
+            progress.advance()
+            best = self.history[self._best() - 1].positive_rate
+            progress.describe(
+                f"positive_rate {100 * self.history[-1].positive_rate:.1f} % at "
+                f"{100 * config.target_recall:g} % recall, best {100 * best:.1f} %"
+            )
+        progress.finish()
+        if self.saved is not None:
+            # The last state stays until the caller has written what came of it.
+            self._save(now=True)
+        router = trainer.best_router()
+        if config.probabilities:
+            router = to_probabilities(router, self.calibration, self.positive)
+        return FitResult(router, self._best(), tuple(self.history))
+
+    def _close_epoch(self, loss: float) -> None:
+        """Measure the epoch on calibration, keep it if it is the best, write it down."""
+        logits_N = self.trainer.logits(self.calibration)
+        self.history.append(
+            Epoch(
+                len(self.history) + 1,
+                loss,
+                _rate_at_recall(logits_N, self.positive, self.config.target_recall),
+                float(self.loss(torch.from_numpy(logits_N), self.calibration_targets)),
+            )
         )
-        batches = -(-len(train) // config.batch_size)
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer,
-            config.learning_rate,
-            total_steps=config.epochs * batches,
-            pct_start=0.1,
-        )
+        if self._best() == len(self.history):
+            self.trainer.keep()
+        self.tracker.log(len(self.history), asdict(self.history[-1]))
+        self._save()
 
-    def router(self) -> NeuralRouter:
-        """Return the averaged weights as a router."""
-        return NeuralRouter(self.config.architecture, self.averaged)
+    def _save(self, *, now: bool = False) -> None:
+        if self.saved is not None:
+            self.saved.store(self.trainer, [asdict(epoch) for epoch in self.history], now=now)
 
-    def epoch(self) -> float:
-        """Go once over the positions in a new order; return the mean loss."""
-        order_N = torch.randperm(len(self.labels_N))
-        size = self.config.batch_size
-        losses = [
-            self._update(order_N[start : start + size]) for start in range(0, len(order_N), size)
-        ]
-        return float(np.mean(losses))
+    def _best(self) -> int:
+        """Return the best epoch's number, the first of equals."""
+        by_rate = self.config.selection == "positive_rate"
+        values = [e.positive_rate if by_rate else e.calibration_loss for e in self.history]
+        return 1 + min(range(len(values)), key=values.__getitem__)
 
-    def _update(self, rows: Tensor) -> float:
-        self.network.train()
-        batch = {name: value[rows] for name, value in self.features.items()}
-        loss = nn.functional.binary_cross_entropy_with_logits(
-            self.network(batch), self.labels_N[rows]
-        )
-        self.optimizer.zero_grad()
+    def _patience_is_over(self) -> bool:
+        if self.config.patience is None or not self.history:
+            return False
+        return len(self.history) - self._best() >= self.config.patience
+
+
+def _rate_at_recall(scores: np.ndarray, positive: np.ndarray, recall: float) -> float:
+    return operating_point(
+        scores, positive, threshold_for_recall(scores, positive, recall)
+    ).positive_rate
+
+
+def to_probabilities(router: NeuralRouter, rows: Rows, positive: np.ndarray) -> NeuralRouter:
+    """Return the router with its scores fitted to probabilities: sigmoid(scale * logit + bias).
+
+    Platt, "Probabilistic outputs for support vector machines", 1999, with his smoothed targets.
+    The scale is kept positive, so that no ranking changes.
+    """
+    scores_N = torch.from_numpy(score_rows(router, rows)).double()
+    logits_N = torch.logit(scores_N, eps=1e-12)
+    positives = int(positive.sum())
+    high, low = (positives + 1) / (positives + 2), 1 / (len(rows) - positives + 2)
+    aims_N = torch.where(torch.from_numpy(positive), high, low).double()
+    parameters = torch.tensor([0.0, 0.0], dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([parameters], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        logits = parameters[0].exp() * logits_N + parameters[1]
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, aims_N)
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-        self.optimizer.step()
-        self.schedule.step()
-        self.steps += 1
-        # A young average forgets faster, so that it is not held back by the initial weights.
-        self._average(min(self.config.average, (1 + self.steps) / (10 + self.steps)))
-        return float(loss.detach())
+        return loss
 
-    @torch.no_grad()
-    def _average(self, decay: float) -> None:
-        """Move the average towards the network's weights (exponential Polyak averaging)."""
-        pairs = zip(self.averaged.parameters(), self.network.parameters(), strict=True)
-        for mean, current in pairs:
-            mean.lerp_(current, 1 - decay)
-
-
-def _network(dataset: LabelledDataset, config: FitConfig) -> nn.Module:
-    small = dataset.small
-    widths = [FEATURES[name].width(small.hidden_size) for name in config.inputs]
-    values = {"inputs": list(config.inputs), "widths": widths, **(config.network or {})}
-    return build_network(config.architecture, values)
-
-
-def _standardise(network: nn.Module, features: Mapping[str, Tensor]) -> None:
-    """Give the network the training split's statistics; a constant feature gets scale 1."""
-    mean, scale = {}, {}
-    for name, value_NW in features.items():
-        if not bool(torch.isfinite(value_NW).all()):
-            raise DataError(f"the input {name!r} has values that are not finite; label again")
-        mean[name] = value_NW.float().mean(dim=0)
-        deviation_W = value_NW.float().std(dim=0, correction=0)
-        scale[name] = torch.where(deviation_W > 1e-6, deviation_W, 1.0)
-    network.set_statistics(mean, scale)  # type: ignore[operator]
-
-
-def _rate_at_recall(router: NeuralRouter, calibration: Positions, config: FitConfig) -> float:
-    scores = score_positions(router, calibration)
-    positive = targets(calibration, config.objective).numpy()
-    threshold = threshold_for_recall(scores, positive, config.target_recall)
-    return operating_point(scores, positive, threshold).positive_rate
-
-
-def settings(config: FitConfig) -> dict[str, Any]:
-    """Return the config as plain values."""
-    return asdict(config)
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    log_scale, bias = parameters.detach().tolist()
+    if not (math.isfinite(log_scale) and math.isfinite(bias)):
+        return router
+    return router.rescaled(math.exp(min(max(log_scale, -5.0), 5.0)), bias)

@@ -19,7 +19,7 @@ class MLPConfig:
     """Architecture: wide inputs are projected to `projection`, then `depth` layers of `width`.
 
     inputs: feature names. widths: their widths, in the same order. dropout: on each wide input's
-    projection and on each hidden layer.
+    projection and on each hidden layer. members: networks side by side whose logits are averaged.
     """
 
     inputs: tuple[str, ...]
@@ -28,6 +28,7 @@ class MLPConfig:
     width: int = 64
     depth: int = 2
     dropout: float = 0.1
+    members: int = 1
 
     def __post_init__(self) -> None:
         """Refuse sizes that make no network.
@@ -37,16 +38,14 @@ class MLPConfig:
         """
         if not self.inputs or len(self.inputs) != len(self.widths):
             raise RouterError(f"router needs one width per input, got {self.inputs} {self.widths}")
-        for name in ("projection", "width", "depth"):
+        for name in ("projection", "width", "depth", "members"):
             if getattr(self, name) < 1:
                 raise RouterError(f"router {name} must be >= 1, got {getattr(self, name)}")
 
 
 class MLPNetwork(nn.Module):
-    """A multilayer perceptron on standardised inputs; sigmoid of its output is the score.
+    """Multilayer perceptrons on standardised inputs; sigmoid of their mean logit is the score.
 
-    Inputs wider than `projection` (hidden states, embeddings, distributions) each pass through
-    their own linear map down to `projection`, so that no input outweighs another by its width.
     The statistics (`mean`, `scale`, per input) are buffers: they travel with the weights.
     """
 
@@ -54,21 +53,10 @@ class MLPNetwork(nn.Module):
         """Make an untrained network; `set_statistics` and training follow."""
         super().__init__()
         self.config = config
-        compressed = 0
-        self.projections = nn.ModuleDict()
         for name, width in zip(config.inputs, config.widths, strict=True):
             self.register_buffer(f"mean_{name}", torch.zeros(width))
             self.register_buffer(f"scale_{name}", torch.ones(width))
-            if width > config.projection:
-                self.projections[name] = nn.Linear(width, config.projection)
-            compressed += min(width, config.projection)
-        self.enter = nn.Linear(compressed, config.width)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(config.width), nn.Linear(config.width, config.width))
-            for _ in range(config.depth - 1)
-        )
-        self.leave = nn.Linear(config.width, 1)
-        self.dropout = nn.Dropout(config.dropout)
+        self.members = nn.ModuleList(_Member(config) for _ in range(config.members))
 
     def set_statistics(self, mean: Mapping[str, Tensor], scale: Mapping[str, Tensor]) -> None:
         """Take each input's mean [W] and standard deviation [W] over the training split."""
@@ -78,15 +66,50 @@ class MLPNetwork(nn.Module):
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
         """Return logits [N]."""
-        parts = []
+        return self.outputs(features)[:, 0]
+
+    def outputs(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Return [N, 2]: the logit of the score, and that of the auxiliary target."""
+        standard = {}
         for name in self.config.inputs:
             value_NW = features[name] - getattr(self, f"mean_{name}")
-            value_NW = (value_NW / getattr(self, f"scale_{name}")).clamp(-10.0, 10.0)
-            if name in self.projections:
-                value_NW = self.dropout(self.projections[name](value_NW))
-            parts.append(value_NW)
+            standard[name] = (value_NW / getattr(self, f"scale_{name}")).clamp(-10.0, 10.0)
+        return torch.stack([member(standard) for member in self.members]).mean(dim=0)
+
+
+class _Member(nn.Module):
+    """One perceptron.
+
+    Inputs wider than `projection` (hidden states, embeddings, distributions) each pass through
+    their own linear map down to `projection`, so that no input outweighs another by its width.
+    """
+
+    def __init__(self, config: MLPConfig) -> None:
+        super().__init__()
+        self.inputs = config.inputs
+        compressed = 0
+        self.projections = nn.ModuleDict()
+        for name, width in zip(config.inputs, config.widths, strict=True):
+            if width > config.projection:
+                self.projections[name] = nn.Linear(width, config.projection)
+            compressed += min(width, config.projection)
+        self.enter = nn.Linear(compressed, config.width)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(config.width), nn.Linear(config.width, config.width))
+            for _ in range(config.depth - 1)
+        )
+        self.leave = nn.Linear(config.width, 2)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, standard: Mapping[str, Tensor]) -> Tensor:
+        parts = [
+            self.dropout(self.projections[name](standard[name]))
+            if name in self.projections
+            else standard[name]
+            for name in self.inputs
+        ]
         state_NC = nn.functional.gelu(self.enter(torch.cat(parts, dim=1)))
         for block in self.blocks:
             state_NC = state_NC + self.dropout(nn.functional.gelu(block(state_NC)))
-        logits_N: Tensor = self.leave(self.dropout(state_NC))[:, 0]
-        return logits_N
+        logits_N2: Tensor = self.leave(self.dropout(state_NC))
+        return logits_N2

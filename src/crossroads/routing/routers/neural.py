@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from crossroads.errors import RouterError
 from crossroads.routing.routers.mlp import MLPConfig, MLPNetwork
+from crossroads.routing.routers.r2r import R2RNetwork, R2RNetworkConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,21 +25,33 @@ class Architecture:
 
 ARCHITECTURES: Mapping[str, Architecture] = {
     "mlp": Architecture(MLPConfig, MLPNetwork),
+    "r2r": Architecture(R2RNetworkConfig, R2RNetwork),
 }
+
+
+EXACT_PARAMETERS = 2_000_000
+"""Up to this size a router computes in float64."""
 
 
 class NeuralRouter:
     """A network in evaluation mode behind the Router interface.
 
-    Scores are computed in float64 and rounded to float32: sums in another order (a batch of
-    another size) then give the same score, so a row's decisions never depend on its neighbours.
+    Scores are sigmoid(scale * logit + bias), computed in float64 and rounded to float32: sums in
+    another order (a batch of another size) then give the same score, so a row's decisions never
+    depend on its neighbours. A network of more than EXACT_PARAMETERS numbers computes in float32,
+    since doubles would cost more than the small model; its scores may differ in the last digits.
     """
 
-    def __init__(self, name: str, network: nn.Module) -> None:
+    def __init__(
+        self, name: str, network: nn.Module, scale: float = 1.0, bias: float = 0.0
+    ) -> None:
         """Copy `network`; later training of it changes nothing here."""
         self.name = name
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
-        self._exact = copy.deepcopy(self.network).double()
+        self.scale, self.bias = scale, bias
+        exact = self.parameters <= EXACT_PARAMETERS
+        self._dtype = torch.float64 if exact else torch.float32
+        self._scorer = copy.deepcopy(self.network).double() if exact else self.network
 
     @property
     def config(self) -> Any:
@@ -59,9 +72,20 @@ class NeuralRouter:
     def score(self, features: Mapping[str, Tensor]) -> Tensor:
         """Return scores [N], float32."""
         with torch.inference_mode():
-            doubles = {name: features[name].double() for name in self.inputs}
-            scores_N: Tensor = torch.sigmoid(self._exact(doubles)).float()
+            values = {name: features[name].to(self._dtype) for name in self.inputs}
+            logits_N = self._scorer(values)
+            scores_N: Tensor = torch.sigmoid(self.scale * logits_N + self.bias).float()
         return scores_N
+
+    def rescaled(self, scale: float, bias: float) -> NeuralRouter:
+        """Return this router with its scores mapped: sigmoid(scale * logit(score) + bias).
+
+        Raises:
+            RouterError: a scale that is not positive would turn the ranking around.
+        """
+        if scale <= 0:
+            raise RouterError(f"the scale of a router's scores must be > 0, got {scale}")
+        return NeuralRouter(self.name, self.network, scale * self.scale, scale * self.bias + bias)
 
 
 def build_network(name: str, config: Mapping[str, Any]) -> nn.Module:
