@@ -35,7 +35,7 @@ def default_config(train: Any = "local:train", test: Any = "local:test") -> dict
         },
         "training": {
             "optimizer": {"lr": 5e-3, "weight_decay": 5e-4},
-            "params": {"num_epochs": 3, "batch_size": 64, "patience": 10, "device": "cpu"},
+            "params": {"num_epochs": 1, "batch_size": 64, "patience": 10, "device": "cpu"},
             "loss": {"type": "BCEWithLogitsLoss", "recall_factor": 1.0},
             "validation": {"valid_freq": 2},
             "dtype": "float32",

@@ -25,9 +25,7 @@ from crossroads.types import Label, SilentProgress, Split
 CONFIG = FitConfig(inputs=("entropy", "margin", "hidden"), epochs=8)
 
 
-def test_the_report_adds_up(
-    dataset: LabelledDataset, tmp_path: Path
-) -> None:
+def test_the_report_adds_up(dataset: LabelledDataset, tmp_path: Path) -> None:
     trained = train([dataset], CONFIG, tmp_path, SilentProgress())
     names = {row["router"] for row in trained.report["rows"]}
     assert names == {"mlp", "entropy", "margin", "max-probability", "random"}

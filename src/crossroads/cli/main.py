@@ -21,6 +21,11 @@ VERBS: Mapping[str, str] = {
     "inspect": "look at a labelled dataset, token by token",
     "agreement": "how far the judges of a dataset agree",
     "train": "train, calibrate and report a router",
+    "ablate": "which inputs and recipes are worth what",
+    "learning-curve": "positive_rate against the number of training tokens",
+    "search": "look for better training settings",
+    "diagnose": "why a positive_rate differs from another one",
+    "simulate": "write labelled data whose best router is known",
     "generate": "answer a prompt with both models",
 }
 

@@ -52,7 +52,7 @@ def train(
     target: str | None,
     **changes: Any,
 ) -> None:
-    """Train a router on labelled DATASETs into the folder OUT, choose its threshold, report on test.
+    """Train a router on DATASETs into the folder OUT, choose its threshold, report on test.
 
     With --config, R2R's own JSON is read instead: `crossroads train --config
     default_training_config.json`.
@@ -81,7 +81,7 @@ def _train(
     from crossroads.dataset import LabelledDataset
     from crossroads.training.recipes import read_recipe, recipe
     from crossroads.training.report import recalls_table, report_table
-    from crossroads.training.target import Target
+    from crossroads.training.threshold import Target
     from crossroads.training.train import train as train_router
 
     if len(folders) < 2:
@@ -106,7 +106,7 @@ def _train(
         recalls_table(report["rows"]),
     )
     console().print(
-        f"threshold {trained.threshold:.4f} for {report['target']}; router and report.html in {out}",
+        f"threshold {trained.threshold:.4f} for {report['target']}; router and report in {out}",
         soft_wrap=True,
     )
 

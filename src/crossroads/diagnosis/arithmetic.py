@@ -40,6 +40,17 @@ def base_for_rate(rate: float, recall: float, sent_falsely: float) -> float | No
     return base if 0 <= base <= 1 else None
 
 
+def least_base(rate: float, other: float, recall: float) -> float | None:
+    """Return the least base rate at which a ranking's point can give `rate`, and `other` elsewhere.
+
+    With one (r, f) in both places, other = b0 r + (1 - b0) f is at least f, so rate =
+    b r + (1 - b) f needs b >= (rate - other) / (r - other). None unless other < rate and other < r.
+    """
+    if other >= rate or other >= recall:
+        return None
+    return (rate - other) / (recall - other)
+
+
 def base_rates(metrics: Metrics) -> dict[str, float]:
     """Return the base rate as each reported metric implies it, by the metric's name.
 

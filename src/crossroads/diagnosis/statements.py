@@ -128,37 +128,42 @@ def _rankings(point: _Point, reference: Reference) -> Iterator[Statement]:
 
 
 def _base_alone(point: _Point, reference: Reference) -> Iterator[Statement]:
-    own = point.false_rate
-    other = arithmetic.false_rate(reference.positive_rate, reference.recall, reference.divergent)
-    if own < 0 or other < 0:
+    """Say which base rates could make one ranking of the two numbers."""
+    least = arithmetic.least_base(point.rate, reference.positive_rate, point.recall)
+    if least is None or abs(point.recall - reference.recall) > 0.005:
         return
+    text = (
+        f"One ranking can give both {percent(point.rate)} and {percent(reference.positive_rate)} "
+        f"only if at least {percent(least)} of the result's tokens are positives, whatever the "
+        "reference's base rate is."
+    )
+    if point.known:
+        ends = (
+            f"They are {percent(point.base)}: base rates alone do not explain the difference."
+            if point.base < least
+            else f"They are {percent(point.base)}: the difference may be one of base rates."
+        )
+        yield Statement(f"{text} {ends}", determined=True)
+        return
+    other = arithmetic.false_rate(reference.positive_rate, reference.recall, reference.divergent)
     needed = arithmetic.base_for_rate(point.rate, reference.recall, other)
-    sentences = []
-    if needed is not None:
-        sentences.append(
-            f"For the reference's ranking to need {percent(point.rate)}, {percent(needed)} of the "
-            f"tokens would have to be positives instead of {percent(reference.divergent)}."
+    if other >= 0 and needed is not None:
+        text += (
+            f" With {percent(reference.divergent)} there, {percent(needed)} would have to be here: "
+            "a base rate like R2R's does not explain it."
         )
-    if arithmetic.base_for_rate(reference.positive_rate, point.recall, own) is None:
-        sentences.append(
-            f"For the result's ranking no base rate gives {percent(reference.positive_rate)}: the "
-            f"{percent(own)} of harmless tokens that it sends are more already."
-        )
-    ends = "So base rates alone do not explain the difference."
-    if point.known and needed is not None and abs(needed - point.base) < 0.1 * needed:
-        ends = "That is about the result's base rate: the difference may be one of base rates."
-    yield Statement(" ".join([*sentences, ends]), determined=point.known)
+    yield Statement(text, determined=True)
 
 
 def _denominators(point: _Point, reference: Reference) -> Iterator[Statement]:
     mismatch = reference.divergent + reference.neutral
     share = reference.divergent / mismatch if mismatch else 0.0
-    if share * point.recall > point.rate:
+    if not point.known and share * point.recall > point.rate:
         yield Statement(
-            f"The result does not count mismatches only: among those about {percent(share, 0)} are "
-            f"divergent, so {percent(point.recall)} recall would send at least "
-            f"{percent(share * point.recall)}.",
-            determined=not point.known,
+            f"If about {percent(share, 0)} of the mismatches are divergent "
+            f"({reference.rates_source}), the result does not count mismatches only: "
+            f"{percent(point.recall)} recall would send at least {percent(share * point.recall)} of them.",
+            determined=False,
         )
     diluted = arithmetic.prompt_share(point.rate, reference.positive_rate)
     if diluted is not None:
@@ -224,8 +229,8 @@ def _grid(result: Result) -> Iterator[Statement]:
     said = f"The threshold {result.threshold:.4f} is number {index + 1} of R2R's grid."
     if abs(excess) <= _EXCESS:
         yield Statement(
-            f"{said} Its recall is within {percent(_EXCESS)} of the {percent(target, 0)} asked "
-            "for, and an exact threshold could give up no more: the grid explains next to nothing.",
+            f"{said} Its recall is {100 * excess:+.2f} points from the {percent(target, 0)} asked "
+            "for, all that an exact threshold could give up: the grid explains little.",
             determined=True,
         )
     elif excess > 0:

@@ -67,7 +67,7 @@ class Truth:
     def positive_rate(self, split: Split, recall: float, objective: str = "divergent") -> float:
         """Return the least positive_rate with that expected recall."""
         rate_n, recall_n = self.curve(split, objective)
-        return float(rate_n[min(np.searchsorted(recall_n, recall), len(rate_n) - 1)])
+        return float(rate_n[min(int(np.searchsorted(recall_n, recall)), len(rate_n) - 1)])
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,10 +27,10 @@ class FitConfig:
     probability where it gave one. auxiliary: weight of a second aim, the large model's
     probability of another token than the small model's, known at every position; the network
     needs a second output for it, as `mlp` has. average: decay of the running mean of the weights,
-    0 for none. clip: largest gradient norm. normalise: give the network the train split's mean and deviation
-    per input. selection: which epoch is kept. patience: epochs without a better one before
-    training stops. probabilities: fit the scores to probabilities on calibration (Platt 1999),
-    which changes no ranking. dtype: of the arithmetic; weights and averages stay float32.
+    0 for none. clip: largest gradient norm. normalise: give the network the train split's mean and
+    deviation per input. selection: which epoch is kept. patience: epochs without a better one
+    before training stops. probabilities: fit the scores to probabilities on calibration (Platt
+    1999), which changes no ranking. dtype: of the arithmetic; weights and averages stay float32.
     """
 
     inputs: tuple[str, ...] = ("entropy", "margin", "proposed_logprob", "top_logprobs")

@@ -50,7 +50,8 @@ GOALS = (1.0, 0.8)
 """Shares of the best heuristic's positive_rate; asked is how many tokens reach them."""
 AHEAD = (3, 10)
 """Multiples of the tokens at hand at which the law is read."""
-_EXPONENTS = np.geomspace(0.05, 3.0, 300)
+_MIDDLE, _SPREAD = 0.4, 8.0  # exponents from 0.05 to 3.2
+_ROUNDS, _STEPS = 6, 41
 _BAND_STEPS = 40
 _FAR = 1e12  # tokens; more than that is as good as never
 
@@ -260,19 +261,24 @@ class Law:
 
     @classmethod
     def fit(cls, tokens_P: np.ndarray, rates_RP: np.ndarray) -> Law:
-        """Return the least-squares law of every draw; the exponent is one of a fine grid."""
-        reference = float(tokens_P.max())
-        best_R = np.full(len(rates_RP), np.inf)
-        law = [np.zeros(len(rates_RP)) for _ in range(3)]
-        for exponent in _EXPONENTS:
-            power_P = (tokens_P / reference) ** -exponent
-            asymptote_R, gain_R = _line(power_P, rates_RP)
-            error_RP = asymptote_R[:, None] + gain_R[:, None] * power_P - rates_RP
-            error_R = np.square(error_RP).sum(axis=1)
-            better_R = error_R < best_R
-            best_R[better_R] = error_R[better_R]
-            for kept, new in zip(law, (asymptote_R, gain_R, exponent), strict=True):
-                kept[better_R] = new if isinstance(new, float) else new[better_R]
+        """Return the least-squares law of every draw; the exponent is searched ever more finely."""
+        reference, draws = float(tokens_P.max()), len(rates_RP)
+        best_R = np.full(draws, np.inf)
+        law = [np.zeros(draws), np.zeros(draws), np.full(draws, _MIDDLE)]
+        width = _SPREAD
+        for _ in range(_ROUNDS):
+            middle_R = law[2].copy()
+            for step in np.linspace(-1, 1, _STEPS):
+                exponent_R = (middle_R * width**step).clip(_MIDDLE / _SPREAD, _MIDDLE * _SPREAD)
+                power_RP = (tokens_P / reference) ** -exponent_R[:, None]
+                asymptote_R, gain_R = _line(power_RP, rates_RP)
+                error_RP = asymptote_R[:, None] + gain_R[:, None] * power_RP - rates_RP
+                error_R = np.square(error_RP).sum(axis=1)
+                better_R = error_R < best_R
+                best_R[better_R] = error_R[better_R]
+                for kept, new in zip(law, (asymptote_R, gain_R, exponent_R), strict=True):
+                    kept[better_R] = new[better_R]
+            width **= 4 / _STEPS
         return cls(reference, *law)
 
     def at(self, tokens: float) -> np.ndarray:
@@ -322,16 +328,15 @@ class Law:
         }
 
 
-def _line(power_P: np.ndarray, rates_RP: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _line(power_RP: np.ndarray, rates_RP: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return asymptote and gain [R] of least squares, neither below 0."""
-    centred_P = power_P - power_P.mean()
-    gain_R = rates_RP @ centred_P / float(centred_P @ centred_P)
-    asymptote_R = rates_RP.mean(axis=1) - gain_R * power_P.mean()
-    rising_R = gain_R < 0
-    gain_R[rising_R], asymptote_R[rising_R] = 0.0, rates_RP[rising_R].mean(axis=1)
-    below_R = asymptote_R < 0
-    gain_R[below_R] = rates_RP[below_R] @ power_P / float(power_P @ power_P)
-    asymptote_R[below_R] = 0.0
+    centred_RP = power_RP - power_RP.mean(axis=1, keepdims=True)
+    gain_R = (rates_RP * centred_RP).sum(axis=1) / np.square(centred_RP).sum(axis=1)
+    asymptote_R = rates_RP.mean(axis=1) - gain_R * power_RP.mean(axis=1)
+    through_zero_R = (rates_RP * power_RP).sum(axis=1) / np.square(power_RP).sum(axis=1)
+    rising_R, below_R = gain_R < 0, asymptote_R < 0
+    gain_R = np.where(rising_R, 0.0, np.where(below_R, through_zero_R, gain_R))
+    asymptote_R = np.where(rising_R, rates_RP.mean(axis=1), np.where(below_R, 0.0, asymptote_R))
     return asymptote_R, gain_R
 
 

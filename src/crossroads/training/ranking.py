@@ -53,9 +53,7 @@ class Ranking:
             thresholds_T = thresholds_T[at]
         names, problem_N = np.unique(problem_N, return_inverse=True)
         sent_TC = _at_least(scores_N, problem_N, thresholds_T, len(names))
-        caught_TC = _at_least(
-            scores_N[positive_N], problem_N[positive_N], thresholds_T, len(names)
-        )
+        caught_TC = _at_least(scores_N[positive_N], problem_N[positive_N], thresholds_T, len(names))
         return cls(
             thresholds_T,
             sent_TC,

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from rich.box import SIMPLE
 from rich.table import Table
+from rich.text import Text
 
 from crossroads.errors import DataError
 from crossroads.routing.policy import sends_to_large
@@ -452,7 +453,7 @@ def report_table(rows: Sequence[Mapping[str, Any]], objective: str, target_recal
     for row in chosen:
         test = row["test"]
         table.add_row(
-            row["router"],
+            Text(row["router"]),  # Text: a name is not rich markup
             f"{test['point']['threshold']:.4f}",
             _percent(test["point"]["recall"], test["recall"]),
             _percent(test["point"]["positive_rate"], test["positive_rate"]),
@@ -476,7 +477,7 @@ def recalls_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             f"{100 * points[t]['recall']:.1f} / {100 * points[t]['positive_rate']:.1f}"
             for t in recalls
         )
-        table.add_row(name, *cells)
+        table.add_row(Text(name), *cells)
     return table
 
 
@@ -489,7 +490,7 @@ def quality_table(quality: Sequence[Mapping[str, Any]]) -> Table:
     )
     for row in quality:
         table.add_row(
-            row["router"],
+            Text(row["router"]),
             _estimate(row["auroc"]),
             _estimate(row["average_precision"]),
             f"{row['brier']['value']:.4f}",

@@ -372,6 +372,18 @@ class Target:
             method=given.get("method", CLUSTERED),
         )
 
+    @property
+    def words(self) -> str:
+        """The target for running text."""
+        share, confidence = (f"{100 * x:g} %" for x in (self.value, self.confidence))
+        return {
+            "recall": f"{share} recall",
+            "positive_rate": f"a positive_rate of at most {share}",
+            "f1": "the best F1",
+            "cost": f"the least cost (a miss {self.miss_cost:g}, a call {self.call_cost:g})",
+            "guarantee": f"{share} recall, guaranteed with {confidence} confidence",
+        }[self.kind]
+
     def __str__(self) -> str:
         """Return the text that `parse` reads."""
         if self.kind == "f1":

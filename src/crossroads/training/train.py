@@ -21,7 +21,7 @@ from crossroads.training.config import FitConfig, settings
 from crossroads.training.fit import fit, score_rows
 from crossroads.training.report import RECALLS, Measured, measure, report, report_json
 from crossroads.training.rows import Corpus, Rows
-from crossroads.training.target import Target, choose_threshold
+from crossroads.training.threshold import Target, choose_threshold
 from crossroads.training.tracking import open_trackers
 from crossroads.types import Progress, Split
 

@@ -51,7 +51,7 @@ def examine(evidence: Evidence) -> Verdict:
         NAME,
         Status.CANNOT_TELL,
         f"Nobody said what the reference's {percent(reference.positive_rate)} counts: scored "
-        f"tokens of a dataset, or generated tokens of live runs. {text}",
+        f"tokens of a dataset, or generated tokens of live runs. {text}".strip(),
         needs="--reference population=offline or population=live, as its source says",
         facts={"denominators": others},
     )

@@ -247,10 +247,14 @@ def _assembled(
 
 def _halves(held: Rows, split_of: Mapping[str, Split], seed: int) -> tuple[Rows, Rows]:
     """Return calibration and test rows: by the problems' own splits, the others by halves."""
-    drawn = sorted(p for p in held.problem_ids if split_of.get(p) not in _HELD)
+    own = {p: split_of.get(p) for p in held.problem_ids}
+    if not set(_HELD) <= set(own.values()):
+        # One split of a dataset of ours, given alone: it is all held out, and halved like any data.
+        own = {}
+    drawn = sorted(p for p in held.problem_ids if own.get(p) not in _HELD)
     order = np.random.default_rng(seed).permutation(len(drawn))
     for_calibration = {drawn[i] for i in order[: (len(drawn) + 1) // 2]}
-    for_calibration |= {p for p, split in split_of.items() if split == Split.CALIBRATION}
+    for_calibration |= {p for p, split in own.items() if split == Split.CALIBRATION}
     is_calibration = np.array([p in for_calibration for p in held.problem_ids], bool)
     calibration_N = is_calibration[held.problem_N]
     parts = _compressed(held.take(calibration_N)), _compressed(held.take(~calibration_N))

@@ -6,6 +6,7 @@ are reported for the network that was trained. Shapes: N scored tokens.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +17,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from crossroads.artifacts import canonical_hash, ensure_writable, pin_config, read_json, write_json
-from crossroads.errors import ConfigError, DataError
+from crossroads.errors import ConfigError, DataError, EngineError
 from crossroads.provenance import provenance
 from crossroads.routing.checkpoint import RouterCard, load_router, save_router
 from crossroads.routing.routers.neural import NeuralRouter
@@ -35,13 +36,15 @@ from crossroads.training.r2r.protocol import (
     side_by_side,
 )
 from crossroads.training.r2r.result import R2RResult
-from crossroads.training.report import RECALLS, report, report_json, report_table
+from crossroads.training.report import RECALLS, report_table, scored, training_report
+from crossroads.training.report_page import write_page
 from crossroads.training.rows import Rows
+from crossroads.training.threshold import Target
 from crossroads.training.tracking import open_trackers
 from crossroads.training.train import BASELINE_INPUTS, REPORT, baselines
-from crossroads.types import Progress
+from crossroads.types import Progress, Split
 
-RESULT = "result.json"
+RESULT, PAGE = "result.json", "report.html"
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,15 +184,8 @@ class _Training:
         threshold = self._threshold(replayed, lines)
         self._save_router(data, fitted, threshold, lines)
         self._result(replayed, test, threshold, fitted, lines, notes).write(self.result_path)
-        rows = report(
-            [fitted.router, *baselines(data.corpus("default"), self.config.seed)],
-            data.corpus("default"),
-            self.fit_config.objective,
-            sorted({*RECALLS, self.config.min_recall}),
-            self.config.seed,
-        )
         content = {
-            "objective": self.fit_config.objective,
+            **self._report(data, fitted.router),
             "target_recall": self.config.min_recall,
             "protocol": self.protocol,
             "best_epoch": fitted.best_epoch,
@@ -197,10 +193,23 @@ class _Training:
             "base_rates": data.card["base_rates"],
             "side_by_side": [line.values() for line in lines],
             "notes": notes,
-            "rows": report_json(rows),
             "provenance": provenance(seed=self.config.seed),
         }
+        with contextlib.suppress(EngineError):  # the numbers are worth having without figures, too
+            write_page(self.folder / PAGE, content)
         write_json(self.folder / REPORT, content)
+
+    def _report(self, data: R2RData, router: NeuralRouter) -> dict[str, Any]:
+        """Return the report that every training of ours has, by our protocol."""
+        corpus = data.corpus("default")
+        return training_report(
+            scored([router, *baselines(corpus, self.config.seed)], corpus),
+            {split: corpus.split(split) for split in Split},
+            self.fit_config.objective,
+            sorted({*RECALLS, self.config.min_recall}),
+            self.config.seed,
+            Target("recall", self.config.min_recall),
+        ).to_json()
 
     def _scored(self, router: NeuralRouter, rows: Rows) -> Scored:
         positive_N = rows.positive(self.fit_config.objective)
