@@ -127,6 +127,17 @@ def test_a_sound_run_has_every_verdict_and_no_fault(simulated: Make, run: Run) -
     )
 
 
+def test_a_run_without_its_data_says_what_its_report_knows(run: Run) -> None:
+    diagnosis = diagnose(Evidence(run=run, reference=REFERENCE))
+    assert diagnosis.found() == []
+    assert diagnosis.subject is not None
+    assert diagnosis.subject.rate.interval is not None
+    assert diagnosis.subject.recall == 0.95
+    assert len(diagnosis.populations) == 4
+    assert "its own report" in diagnosis.verdict("no better than entropy").evidence
+    assert diagnosis.verdict("misalignment").status is Status.CANNOT_TELL
+
+
 def test_the_subjects_rate_is_the_exact_thresholds(simulated: Make, run: Run) -> None:
     dataset = simulated().dataset
     evidence = Evidence(run=run, data=Data([dataset]), options=QUICK)
@@ -211,6 +222,16 @@ def test_too_many_positions_are_left_out_by_problem_and_said(simulated: Make) ->
     assert [row.problem_id for row in again.tokens.responses] == [
         row.problem_id for row in data.tokens.responses
     ]
+
+
+@pytest.mark.parametrize(("rate", "status"), [(0.95, Status.FOUND), (0.2, Status.RULED_OUT)])
+def test_a_result_is_compared_with_entropy_on_its_rows(
+    rate: float, status: Status, simulated: Make
+) -> None:
+    data = Data([simulated().dataset])
+    result = typed_result({"positive_rate": rate, "recall": 0.95})
+    diagnosis = diagnose(Evidence(result=result, data=data, reference=REFERENCE, options=QUICK))
+    assert diagnosis.verdict("no better than entropy").status is status
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from crossroads.dataset import LabelledDataset
 from crossroads.diagnosis.causes import CAUSES
 from crossroads.diagnosis.diagnose import Diagnosis, diagnose
 from crossroads.diagnosis.evidence import Evidence, Options
-from crossroads.diagnosis.live import read_live
+from crossroads.diagnosis.live import Live, read_live
 from crossroads.diagnosis.page import write_page
 from crossroads.diagnosis.reference import Reference
 from crossroads.diagnosis.run import Run, open_run
@@ -174,12 +175,42 @@ def test_live_scores_are_compared_with_the_datas(
 ) -> None:
     run, data = open_run(router), Data([LabelledDataset.open(labels)])
     live = read_live(traces(run, data, tmp_path, scale), run.loaded.router.name)
-    assert live.generated == len(data.tokens)
+    assert live.usage.generated_tokens == len(live.score_N) == len(data.tokens)
     verdict = diagnose(Evidence(run=run, data=data, live=live, options=QUICK)).verdict(
         "live against offline"
     )
     assert (verdict.status is Status.FOUND) == differs
     assert verdict.facts["large_fraction"] == pytest.approx(live.large_N.mean())
+
+
+def test_traces_of_other_thresholds_are_no_evidence(
+    labels: Path, router: Path, tmp_path: Path
+) -> None:
+    run, data = open_run(router), Data([LabelledDataset.open(labels)])
+    live = read_live(traces(run, data, tmp_path, 3.0))
+    others = [replace(t, threshold=0.1 + 0.1 * (i % 2)) for i, t in enumerate(live.traces)]
+    mixed = Live.of(others, tmp_path)
+    assert mixed.thresholds == (0.1, 0.2)
+    evidence = Evidence(run=run, data=data, live=mixed, options=QUICK)
+    assert diagnose(evidence).verdict("live against offline").status is Status.CANNOT_TELL
+
+
+def test_live_points_count_where_the_reference_is_live_and_nowhere_else() -> None:
+    found = (Verdict("live against offline", Status.FOUND, "l.", Estimate(0.1)),)
+    for population, explained in (("live", 0.1), ("offline", 0.0), (None, 0.0)):
+        reference = Reference(0.1, population=population)
+        diagnosis = Diagnosis(None, reference, Estimate(0.2), (), (), found, ())
+        assert diagnosis.explained == explained
+
+
+def test_chance_and_symptoms_explain_no_points() -> None:
+    found = tuple(
+        Verdict(cause.name, Status.FOUND, "e.", Estimate(0.1))
+        for cause in CAUSES.values()
+        if not cause.adds
+    )
+    diagnosis = Diagnosis(None, Reference(0.1), Estimate(0.2), (), (), found, ())
+    assert diagnosis.explained == 0.0
 
 
 def test_an_estimates_interval_holds_it_and_its_text_has_both_ends() -> None:

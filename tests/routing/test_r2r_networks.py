@@ -162,6 +162,26 @@ def test_a_name_in_other_letters_is_found_as_r2r_finds_it() -> None:
     assert find_type(DEFAULT.lower())[0] == DEFAULT
 
 
+@types
+def test_what_is_not_said_is_what_r2rs_classes_take_and_not_what_its_configs_say(name: str) -> None:
+    required = {"logits_size": LOGITS, "hidden_states_size": HIDDEN}
+    config = R2RNetworkConfig(
+        MODEL_TYPES[name].features,
+        tuple(WIDTHS[n] for n in MODEL_TYPES[name].features),
+        **network_settings(name, required),
+    )
+    assert config.hidden_dims == (256, 512, 256)
+    assert (config.expansion_factor, config.dropout_rate) == (4, 0.3)
+    assert not config.normalize_input
+
+
+def test_our_defaults_are_those_of_r2rs_shipped_configs() -> None:
+    config = R2RNetworkConfig(tuple(WIDTHS), tuple(WIDTHS.values()))
+    assert config.hidden_dims == (1024,) * 6
+    assert (config.expansion_factor, config.dropout_rate, config.logits_size) == (4, 0.1, 100)
+    assert not config.normalize_input
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

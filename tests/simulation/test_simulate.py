@@ -56,7 +56,7 @@ def test_a_finished_simulation_is_opened_and_another_refused(clean: Simulated) -
     before = sha256_file(folder / CARD)
     assert simulate(CONFIG, folder).dataset.card == clean.dataset.card
     assert sha256_file(folder / CARD) == before
-    with pytest.raises(ConfigError, match="holds another dataset"):
+    with pytest.raises(ConfigError, match="holds something other"):
         simulate(dataclasses.replace(CONFIG, seed=3), folder)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from crossroads.models.scripted import ScriptedLM
 from crossroads.routing.checkpoint import load_router
 from crossroads.routing.policy import sends_to_large
 from crossroads.training.fit import score_rows
+from crossroads.training.r2r import run as runs
 from crossroads.training.r2r import sources
 from crossroads.training.r2r.config import R2RConfig
 from crossroads.training.r2r.data import R2RData, open_data
@@ -107,6 +109,12 @@ def trained(given: R2RConfig, folder: Path, protocol: str) -> R2RTrained:
 # The command
 
 
+@pytest.fixture(autouse=True)
+def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the page, which takes longer than the training; the fixture `run` has it."""
+    monkeypatch.setattr(runs, "write_page", lambda *_: None)
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """A run on our dataset: 3 epochs; and the rows that it was on, opened once more."""
@@ -167,6 +175,8 @@ def test_a_run_shows_both_protocols_and_the_baselines(run: Run) -> None:
     untouched = any("no line here is of untouched data" in note for note in run.done.notes)
     assert untouched == (run.done.report["protocol"] == "r2r")
     assert not (run.done.folder / "state").exists()
+    if importlib.util.find_spec("matplotlib"):
+        assert (run.done.folder / "report.html").exists()
 
 
 def test_validation_loss_is_the_mean_of_the_batches_as_r2r_has_it(run: Run) -> None:
@@ -252,10 +262,8 @@ def test_a_recall_that_the_grid_does_not_have_gets_an_exact_threshold(
     dataset: LabelledDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """R2R would save the router with a threshold that misses the recall."""
-    from crossroads.training.r2r import run
-
-    score = run.score_rows
-    monkeypatch.setattr(run, "score_rows", lambda *args: score(*args) / 1000)
+    score = runs.score_rows
+    monkeypatch.setattr(runs, "score_rows", lambda *args: score(*args) / 1000)
     done = trained(config(tmp_path, local(dataset), local(dataset)), tmp_path / "o", "r2r")
     assert done.result.threshold == pytest.approx(0.01)
     assert done.threshold < 0.01
@@ -266,19 +274,17 @@ def test_a_run_that_was_stopped_goes_on(
     plain: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its data is not imported again, and it ends as an undisturbed one."""
-    from crossroads.training.r2r import run
-
     given = config(tmp_path, local(plain["train"]), local(plain["test"]), HIDDEN_AND_LOGITS)
     expected = trained(given, tmp_path / "whole", "default")
-    fit = run.fit
+    fit = runs.fit
 
     def stopped(*_args: Any, **_options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "fit", stopped)
+    monkeypatch.setattr(runs, "fit", stopped)
     with pytest.raises(KeyboardInterrupt):
         trained(given, tmp_path / "out", "default")
-    monkeypatch.setattr(run, "fit", fit)
+    monkeypatch.setattr(runs, "fit", fit)
     monkeypatch.setattr(sources, "import_r2r", stopped)
     assert trained(given, tmp_path / "out", "default").result.final == expected.result.final
 
@@ -565,6 +571,15 @@ def test_misaligned_data_is_refused_unless_allowed(
 
 
 # The result JSON
+
+
+def test_a_result_is_a_config_again(run: Run, tmp_path: Path) -> None:
+    values = json.loads(run.done.result_path.read_text())
+    values["result"]["results"]["final_metrics"]["precision"] = float("nan")  # as R2R writes it
+    again = R2RConfig.read(write_config(tmp_path / "c.json", values))
+    assert again.values == run.given.values
+    done = train_r2r(again, run.done.folder, run.done.report["protocol"], SilentProgress())
+    assert done.threshold == run.done.threshold
 
 
 def test_a_result_of_r2rs_with_holes_says_what_is_missing(tmp_path: Path) -> None:

@@ -238,17 +238,18 @@ def _report(pair: Pair, trained: Trained, runs: Sequence[SystemRun], out: Path, 
         for run in runs
     ]
     origin = provenance(plan=asdict(plan), pair=pair.name)
+    # Curves and histograms have a page of their own in the router's folder.
+    shown = ("objective", "target", "rows", "splits", "quality", "provenance", "base_rates")
+    training = {name: trained.report[name] for name in shown}
     write_json(
         out / "summary.json",
         {
             "systems": [summary.to_json() for summary in summaries],
-            "training": trained.report,
+            "training": training,
             "provenance": origin,
         },
     )
-    write_html(
-        out / "report.html", summaries, runs, _text_of(pair.tokenizer), trained.report, origin
-    )
+    write_html(out / "report.html", summaries, runs, _text_of(pair.tokenizer), training, origin)
     screen = console()
     rows = trained.report["rows"]
     screen.print(report_table(rows, trained.report["objective"], plan.target_recall))

@@ -21,6 +21,7 @@ VERBS: Mapping[str, str] = {
     "inspect": "look at a labelled dataset, token by token",
     "agreement": "how far the judges of a dataset agree",
     "train": "train, calibrate and report a router",
+    "calibrate": "choose a router's threshold anew, and see how far it drifted",
     "ablate": "which inputs and recipes are worth what",
     "learning-curve": "positive_rate against the number of training tokens",
     "search": "look for better training settings",

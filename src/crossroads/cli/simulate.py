@@ -40,6 +40,7 @@ def simulate(
     from crossroads.cli.console import RichProgress, console
     from crossroads.exchange.r2r_export import export_r2r
     from crossroads.simulation.simulate import simulate as run
+    from crossroads.simulation.truth import optimal_positive_rates
     from crossroads.simulation.world import SimulationConfig
     from crossroads.types import Split
 
@@ -53,7 +54,8 @@ def simulate(
             export_r2r(done.dataset, out / "r2r", kind=export, progress=progress)  # type: ignore[arg-type]
     rates = done.dataset.card["base_rates"]["all"]
     table = Table(
-        title=f"{rates['positions']} positions, {100 * rates['divergent']:.2f} % divergent; "
+        title=f"{rates['positions']} positions: {100 * rates['identical']:.2f} % identical, "
+        f"{100 * rates['neutral']:.2f} % neutral, {100 * rates['divergent']:.2f} % divergent\n"
         "positive_rate % of the best possible router",
         title_justify="left",
         box=SIMPLE,
@@ -65,5 +67,7 @@ def simulate(
     for split in Split:
         values = (done.truth.positive_rate(split, recall) for recall in recalls)
         table.add_row(str(split), *(f"{100 * value:.1f}" for value in values))
+    population = optimal_positive_rates(config, recalls)
+    table.add_row("population", *(f"{100 * value:.1f}" for value in population))
     console().print(table)
     console().print(f"faults: {', '.join(faults) or 'none'}; dataset in {out}", soft_wrap=True)

@@ -80,7 +80,12 @@ def _train(
     from crossroads.cli.settings import parse_settings
     from crossroads.dataset import LabelledDataset
     from crossroads.training.recipes import read_recipe, recipe
-    from crossroads.training.report import recalls_table, report_table
+    from crossroads.training.report import (
+        comparison_lines,
+        quality_table,
+        recalls_table,
+        report_table,
+    )
     from crossroads.training.threshold import Target
     from crossroads.training.train import train as train_router
 
@@ -101,12 +106,17 @@ def _train(
     with RichProgress() as progress:
         trained = train_router(labelled, config, out, progress, target=wanted, trackers=trackers)
     report = trained.report
-    console().print(
+    screen = console()
+    screen.print(
         report_table(report["rows"], config.objective, config.target_recall),
         recalls_table(report["rows"]),
+        quality_table(report["quality"]),
     )
-    console().print(
-        f"threshold {trained.threshold:.4f} for {report['target']}; router and report in {out}",
+    for line in comparison_lines(report["comparisons"], config.target_recall):
+        screen.print(line, soft_wrap=True)
+    words = Target.parse(report["target"]).words
+    screen.print(
+        f"threshold {trained.threshold:.4f} for {words}; router and report.html in {out}",
         soft_wrap=True,
     )
 

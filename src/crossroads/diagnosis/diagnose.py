@@ -7,6 +7,7 @@ from typing import Any
 
 from crossroads.diagnosis.causes import CAUSES
 from crossroads.diagnosis.causes.base import Kind
+from crossroads.diagnosis.causes.live import NAME as LIVE
 from crossroads.diagnosis.criteria import GAP
 from crossroads.diagnosis.evidence import Evidence, Subject
 from crossroads.diagnosis.populations import Population, populations
@@ -49,7 +50,21 @@ class Diagnosis:
     @property
     def explained(self) -> float:
         """Points of the causes that were found, as if they added up."""
-        return sum(verdict.points.value for verdict in self.found() if verdict.points is not None)
+        return sum(verdict.points.value for verdict in self.adding if verdict.points is not None)
+
+    @property
+    def adding(self) -> list[Verdict]:
+        """The causes found whose points are a part of the gap, most points first.
+
+        What live and offline differ by is a part of it where the reference is live.
+        """
+        live = self.reference is not None and self.reference.population == "live"
+        return [
+            verdict
+            for verdict in self.found()
+            if verdict.points is not None
+            and (CAUSES[verdict.name].adds or (live and verdict.name == LIVE))
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""

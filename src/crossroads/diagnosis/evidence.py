@@ -192,9 +192,10 @@ class Evidence:
         row = None if self.run is None else self.run.reported(self.recall)
         if row is None:
             return None
-        point, interval = row["test"]["point"], row["test"].get("positive_rate")
-        rate = Estimate(point["positive_rate"], Interval(**interval) if interval else None)
-        return Subject("the run's report", rate, point["recall"], "its test split")
+        # At the test split's own threshold of that recall, so that two rates compare.
+        own = row["same_recall"]
+        rate = Estimate(own["value"], Interval(**own["interval"]))
+        return Subject("the run's report", rate, self.recall, "its test split")
 
     @property
     def gap(self) -> Estimate | None:

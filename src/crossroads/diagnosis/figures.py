@@ -85,6 +85,9 @@ def _draw(axes: Any, plot: Plot) -> None:
         _draw_series(axes, series, number)
     if plot.log_x:
         axes.set_xscale("log")
+        # The default labels are formulas, which the page would show as their source.
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.xaxis.set_minor_formatter(lambda *_: "")
     axes.set_xlabel(plot.x_label)
     axes.set_ylabel(plot.y_label)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 
 from crossroads.artifacts import ResumableLog, read_json
 from crossroads.errors import DataError
-from crossroads.types import Role, Trace
+from crossroads.types import Role, Trace, Usage
 
 TRACES = "traces.jsonl"
 
@@ -21,23 +21,54 @@ class Live:
     """Scored tokens of some traces.
 
     score_N: the router's. large_N: whether the large model wrote the token. trace_N: which trace
-    it is in, the cluster. thresholds: those that the traces ran at. prompt_tokens: of all traces.
-    unscored: generated tokens that no router scored.
+    it is in, the cluster.
     """
 
     source: Path
+    traces: tuple[Trace, ...]
     score_N: np.ndarray
     large_N: np.ndarray
     trace_N: np.ndarray
-    thresholds: tuple[float, ...]
-    traces: int
-    prompt_tokens: int
-    unscored: int
+
+    @classmethod
+    def of(cls, traces: Sequence[Trace], source: Path) -> Live:
+        """Return the tokens of traces that have a score.
+
+        Raises:
+            DataError: none has.
+        """
+        scored = [
+            (number, record)
+            for number, trace in enumerate(traces)
+            for record in trace.records
+            if record.score is not None
+        ]
+        if not scored:
+            raise DataError(
+                f"no trace with router scores at {source}; give a folder with {TRACES} of an "
+                "evaluation with the router, or a file that `crossroads generate --trace` wrote"
+            )
+        return cls(
+            source,
+            tuple(traces),
+            np.array([record.score for _, record in scored], np.float32),
+            np.array([record.writer is Role.LARGE for _, record in scored]),
+            np.array([number for number, _ in scored]),
+        )
 
     @property
-    def generated(self) -> int:
-        """Generated tokens, scored or not."""
-        return len(self.score_N) + self.unscored
+    def thresholds(self) -> tuple[float, ...]:
+        """Those that the traces ran at, ascending."""
+        return tuple(sorted({t.threshold for t in self.traces if t.threshold is not None}))
+
+    @property
+    def usage(self) -> Usage:
+        """Counts of all traces, scored tokens or not."""
+        return sum((trace.usage for trace in self.traces), Usage())
+
+    def at_threshold(self, threshold: float) -> Live:
+        """Return the traces that ran at one of `thresholds`."""
+        return Live.of([t for t in self.traces if t.threshold == threshold], self.source)
 
 
 def read_live(path: Path, router: str | None = None) -> Live:
@@ -50,28 +81,7 @@ def read_live(path: Path, router: str | None = None) -> Live:
         DataError: no trace with scores there.
     """
     chosen = list(_traces(path, router)) if router is not None else []
-    traces = chosen or list(_traces(path, None))
-    scored = [
-        (number, record)
-        for number, trace in enumerate(traces)
-        for record in trace.records
-        if record.score is not None
-    ]
-    if not scored:
-        raise DataError(
-            f"no trace with router scores at {path}; give a folder with {TRACES} of an evaluation "
-            "with the router, or a file that `crossroads generate --trace` wrote"
-        )
-    return Live(
-        source=path,
-        score_N=np.array([record.score for _, record in scored], np.float32),
-        large_N=np.array([record.writer is Role.LARGE for _, record in scored]),
-        trace_N=np.array([number for number, _ in scored]),
-        thresholds=tuple(sorted({t.threshold for t in traces if t.threshold is not None})),
-        traces=len(traces),
-        prompt_tokens=sum(len(trace.prompt_ids) for trace in traces),
-        unscored=sum(len(trace.records) for trace in traces) - len(scored),
-    )
+    return Live.of(chosen or list(_traces(path, None)), path)
 
 
 def _traces(path: Path, router: str | None) -> Iterator[Trace]:

@@ -6,7 +6,7 @@ The only place of the diagnosis that knows how training is called. Shapes: N pos
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -90,8 +90,9 @@ class Retrainer:
 
 def _readable(settings: Mapping[str, Any]) -> FitConfig | None:
     """Return a run's config; None without one, or if another version wrote it."""
+    known = {field.name for field in fields(FitConfig)}  # a replay of R2R's adds its protocol
     try:
-        return read_settings(settings)
+        return read_settings({key: settings[key] for key in settings if key in known})
     except (CrossroadsError, KeyError, TypeError):
         return None
 

@@ -11,7 +11,7 @@ import jinja2
 from markupsafe import Markup
 
 from crossroads.artifacts import write_text
-from crossroads.diagnosis.causes import CAUSES
+from crossroads.diagnosis.causes import CAUSES, baseline
 from crossroads.diagnosis.diagnose import Diagnosis
 from crossroads.diagnosis.figures import plot_figure, points_figure
 from crossroads.diagnosis.plots import Plot
@@ -37,6 +37,7 @@ def write_page(path: Path, diagnosis: Diagnosis, provenance: Mapping[str, Any]) 
         headline=conclusion[0],
         conclusion=conclusion[1:],
         populations=diagnosis.populations,
+        curve=_curve(diagnosis),
         points=_points(diagnosis),
         causes=[_cause(verdict) for verdict in diagnosis.verdicts],
         statements=diagnosis.statements,
@@ -52,6 +53,14 @@ def _points(diagnosis: Diagnosis) -> Markup | None:
     return Markup(points_figure(diagnosis.verdicts))  # noqa: S704  matplotlib escapes the names
 
 
+def _curve(diagnosis: Diagnosis) -> dict[str, Any] | None:
+    """Return the curve of positive_rate against recall, which every cause is about."""
+    for verdict in diagnosis.verdicts:
+        if verdict.name == baseline.NAME and verdict.plot is not None:
+            return {"figure": _figure(verdict.plot), "plot": verdict.plot}
+    return None
+
+
 def _cause(verdict: Verdict) -> dict[str, Any]:
     cause = CAUSES[verdict.name]
     return {
@@ -63,7 +72,7 @@ def _cause(verdict: Verdict) -> dict[str, Any]:
         "points": points_text(verdict.points),
         "evidence": verdict.evidence,
         "needs": verdict.needs,
-        "figure": _figure(verdict.plot),
+        "figure": None if verdict.name == baseline.NAME else _figure(verdict.plot),
         "plot": verdict.plot,
     }
 

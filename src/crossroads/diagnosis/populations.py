@@ -10,6 +10,7 @@ from crossroads.dataset import UNJUDGED
 from crossroads.diagnosis.evidence import Evidence
 from crossroads.diagnosis.gauge import Gauge
 from crossroads.diagnosis.verdict import Estimate, percent, percent_interval, plain
+from crossroads.statistics import Interval
 from crossroads.types import Split
 
 
@@ -97,6 +98,16 @@ def _report(evidence: Evidence) -> Iterator[Population]:
             f"{point['tokens']:,}, {point['positives']:,} positive",
             chosen,
         )
+    own = row["same_recall"]
+    yield Population(
+        "run positive_rate on test, at its own threshold of the recall",
+        percent_interval(Estimate(own["value"], Interval(**own["interval"]))),
+        percent(evidence.recall),
+        "judged response tokens",
+        _OFFLINE,
+        f"{row['test']['point']['tokens']:,}, {row['test']['point']['positives']:,} positive",
+        "itself: the ranking, without the error of the threshold",
+    )
 
 
 def _here(evidence: Evidence) -> Iterator[Population]:
@@ -135,13 +146,15 @@ def _live(evidence: Evidence) -> Iterator[Population]:
     live = evidence.live
     if live is None:
         return
+    usage = live.usage
     thresholds = ", ".join(f"{threshold:.4f}" for threshold in live.thresholds) or "not said"
     yield Population(
         f"live large_fraction, threshold {thresholds}",
-        percent_interval(Estimate(float(live.large_N.sum() / max(live.generated, 1)))),
+        percent(usage.large_fraction),
         "unknown: nobody labels a live path",
         "generated tokens",
         _MIXED,
-        f"{live.generated:,} of {live.traces} traces, {live.prompt_tokens:,} prompt tokens aside",
+        f"{usage.generated_tokens:,} of {len(live.traces)} traces, {usage.prompt_tokens:,} prompt "
+        "tokens aside",
         "given",
     )

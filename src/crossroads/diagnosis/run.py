@@ -38,6 +38,14 @@ class Run:
         found = self.report.get("objective") or self.settings.get("objective")
         return str(found) if found else None
 
+    def over_entropy(self, recall: float) -> Mapping[str, Any] | None:
+        """Return the report's own comparison with entropy at a recall on test, None without one."""
+        for row in self.report.get("comparisons") or []:
+            if row.get("other") == "entropy" and abs(row.get("recall", -1) - recall) < 1e-9:
+                found: Mapping[str, Any] = row
+                return found
+        return None
+
     def reported(self, recall: float) -> Mapping[str, Any] | None:
         """Return the report's own row of the router at a recall target, None without one."""
         for row in self.report.get("rows") or []:

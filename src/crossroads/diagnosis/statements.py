@@ -162,7 +162,7 @@ def _denominators(point: _Point, reference: Reference) -> Iterator[Statement]:
         yield Statement(
             f"If about {percent(share, 0)} of the mismatches are divergent "
             f"({reference.rates_source}), the result does not count mismatches only: "
-            f"{percent(point.recall)} recall would send at least {percent(share * point.recall)} of them.",
+            f"{percent(point.recall)} recall would send {percent(share * point.recall)} or more.",
             determined=False,
         )
     diluted = arithmetic.prompt_share(point.rate, reference.positive_rate)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+
+from crossroads.diagnosis.causes import population
 from crossroads.diagnosis.criteria import GAP
 from crossroads.diagnosis.diagnose import Diagnosis, gap_is_small
 from crossroads.diagnosis.verdict import Status, Verdict, percent, points_text
@@ -42,7 +45,12 @@ def _found(diagnosis: Diagnosis) -> list[str]:
     found = diagnosis.found()
     if not found:
         return ["No cause was found beyond doubt."]
-    return [f"Found: {_with_points(verdict)}. {verdict.evidence}" for verdict in found]
+    return [f"Found: {_with_points(verdict)}. {_first(verdict.evidence)}" for verdict in found]
+
+
+def _first(evidence: str) -> str:
+    """Return the first sentence."""
+    return re.split(r"(?<=\.)\s+(?=[A-Z])", evidence, maxsplit=1)[0]
 
 
 def _with_points(verdict: Verdict) -> str:
@@ -55,7 +63,9 @@ def _remaining(diagnosis: Diagnosis) -> list[str]:
     gap = diagnosis.gap
     if gap is None or gap_is_small(gap):
         return []
-    measured = [verdict for verdict in diagnosis.found() if verdict.points is not None]
+    measured = diagnosis.adding
+    if not measured and any(verdict.name == population.NAME for verdict in diagnosis.found()):
+        return ["Two numbers that count different things differ without any other cause."]
     if not measured:
         return [f"All {100 * abs(gap.value):.1f} points remain unexplained."]
     rest = gap.value - diagnosis.explained

@@ -14,7 +14,8 @@ import torch
 
 from crossroads.errors import ConfigError
 from crossroads.names import nearest
-from crossroads.simulation.world import Drawn, World, compared
+from crossroads.simulation.outputs import with_mismatches
+from crossroads.simulation.world import Drawn, World
 from crossroads.types import Label, Split
 
 
@@ -28,28 +29,40 @@ class Planned:
     split: Split
     sample: int = 0
 
+    @property
+    def key(self) -> str:
+        """What names the response."""
+        return f"{self.problem_id}#{self.sample}"
+
 
 @dataclass(frozen=True, slots=True)
 class Fault:
     """What a fault does, to the plan or to a drawn response, and how strong it is by default.
 
     meaning: what the strength is. plan(plans, strength, generator) returns the changed plan.
-    change(world, drawn, strength, generator) returns the changed response. shift: log-odds by
-    which the labels of the test split are drawn away from the others', per unit of strength.
+    change(world, drawn, strength, generator) returns the changed response. shifts_test: the labels
+    of the test split are drawn with log-odds that lie `strength` above the others'. most: the
+    largest strength that makes sense. whole: it is a whole number.
     """
 
     does: str
     strength: float
     meaning: str
+    most: float
     plan: Callable[[list[Planned], float, np.random.Generator], list[Planned]] | None = None
     change: Callable[[World, Drawn, float, np.random.Generator], Drawn] | None = None
     shifts_test: bool = False
+    whole: bool = False
 
 
 def _shifted(world: World, drawn: Drawn, strength: float, _: np.random.Generator) -> Drawn:
     """Give each position the hidden state of `strength` positions before it."""
-    del world
-    by = round(strength)
+    by, tokens = round(strength), world.config.tokens_per_problem
+    if by >= tokens:
+        raise ConfigError(
+            f"a shift of shifted_features by {by} positions needs longer problems than {tokens} "
+            "tokens; give a smaller strength"
+        )
     hidden_NH = drawn.comparison.step.hidden_NH
     assert hidden_NH is not None
     moved_NH = torch.roll(hidden_NH, by, dims=0)
@@ -71,13 +84,8 @@ def _noisy(world: World, drawn: Drawn, strength: float, generator: np.random.Gen
     chosen = generator.permutation(np.flatnonzero(certain_N))[:wanted]
     label_N = drawn.label_N.copy()
     label_N[chosen] = Label.DIVERGENT
-    comparison = compared(drawn.comparison.step, label_N, generator)
-    large = comparison.large
-    assert large is not None
-    likely = torch.from_numpy(np.log(0.35 + 0.1 * generator.random(len(chosen)))).float()
-    large.logprob_small_N[chosen] = likely
-    large.logprob_real_N[chosen] = torch.log1p(-likely.exp() - 0.05)
-    large.top_logprobs_NK[chosen, 0] = large.logprob_real_N[chosen]
+    small_n = 0.35 + 0.1 * generator.random(len(chosen))
+    comparison = with_mismatches(drawn.comparison, chosen, small_n, 0.95 - small_n)
     return replace(drawn, comparison=comparison, label_N=label_N)
 
 
@@ -129,36 +137,43 @@ FAULTS: Mapping[str, Fault] = {
         "hidden states stand beside the labels of later positions",
         1.0,
         "positions of the shift",
+        most=1000.0,
         change=_shifted,
+        whole=True,
     ),
     "label_noise": Fault(
         "identical tokens of which the small model is certain are labelled divergent",
         0.1,
         "false positives per true one",
+        most=10.0,
         change=_noisy,
     ),
     "leaked_problems": Fault(
         "problems of calibration and test are also in train, under other ids",
         0.5,
         "share of them",
+        most=1.0,
         plan=_leaked,
     ),
     "duplicated_rows": Fault(
         f"some responses are there {_COPIES + 1} times",
         0.1,
         "share of the responses",
+        most=1.0,
         plan=_duplicated,
     ),
     "unscaled_features": Fault(
         "half of the hidden state is orders of magnitude larger than the rest",
         1000.0,
         "factor",
+        most=10_000.0,
         change=_unscaled,
     ),
     "changed_base_rate": Fault(
         "the test split has other base rates than train and calibration",
         1.5,
         "shift of the log-odds",
+        most=10.0,
         shifts_test=True,
     ),
 }
@@ -168,17 +183,30 @@ def parse_faults(texts: tuple[str, ...]) -> dict[str, float]:
     """Return strengths by name of `NAME` or `NAME=STRENGTH` texts.
 
     Raises:
-        ConfigError: unknown name, or a strength that is not a positive number.
+        ConfigError: unknown name, or a strength that is no number or out of range.
     """
     found: dict[str, float] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if name not in FAULTS:
             raise ConfigError(f"unknown fault {name!r}; {nearest(name, FAULTS)}")
-        try:
-            found[name] = float(value) if equals else FAULTS[name].strength
-        except ValueError as error:
-            raise ConfigError(f"the strength of {name} must be a number, got {value!r}") from error
-        if not 0 < found[name] < float("inf"):
-            raise ConfigError(f"the strength of {name} must be a positive number, got {value!r}")
+        found[name] = _strength(name, value) if equals else FAULTS[name].strength
     return found
+
+
+def _strength(name: str, value: str) -> float:
+    fault = FAULTS[name]
+    try:
+        strength = float(value)
+    except ValueError as error:
+        raise ConfigError(f"the strength of {name} must be a number, got {value!r}") from error
+    if not 0 < strength <= fault.most:
+        raise ConfigError(
+            f"the strength of {name} ({fault.meaning}) must be a positive number up to "
+            f"{fault.most:g}, got {value!r}"
+        )
+    if fault.whole and not strength.is_integer():
+        raise ConfigError(
+            f"the strength of {name} ({fault.meaning}) must be a whole number, got {value!r}"
+        )
+    return strength

@@ -20,26 +20,32 @@ Shapes: N positions of a problem, K top entries, H hidden size, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from crossroads.dataset import Comparison, LargeOutputs
+from crossroads.dataset import Comparison
 from crossroads.errors import ConfigError
 from crossroads.models.base import StepOutput
 from crossroads.routing.features import TOP_K, stored_logprobs
+from crossroads.simulation.outputs import (
+    FEWEST_OTHERS,
+    MOST_OTHERS,
+    compared,
+    distribution,
+    sigmoid,
+)
 from crossroads.splits import SplitShares
 from crossroads.types import Label
 
-PROMPT_TOKENS = 20
-LARGE_TOP_K = 20
-_RATIO = 0.8  # each further token of the tail is that much less likely than the one before
-_MOST_OTHERS = 0.8  # above this share of other tokens the best would not be the best any more
-_FEWEST_OTHERS = 1e-6  # a smaller share is lost beside a log-sum in single precision
 _CALIBRATION_DRAWS = 100_000
+
+# Mean of x, and the deviations of x and v between problems and between positions of one.
+_X_LEVEL, _X_PROBLEM, _X_POSITION = -4.5, 0.5, 2.2
+_V_PROBLEM, _V_POSITION = 0.3, 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +134,8 @@ class World:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return P(mismatch) and P(divergent); `shift` moves the log-odds of both steps."""
         q_N = v_N + 0.3 * (v_N**2 - 1)
-        mismatch_N = _sigmoid(self.mismatch_intercept + x_N + 0.8 * q_N + shift)
-        given_N = _sigmoid(self.divergent_intercept + 0.3 * x_N + 1.2 * q_N + shift)
+        mismatch_N = sigmoid(self.mismatch_intercept + x_N + 0.8 * q_N + shift)
+        given_N = sigmoid(self.divergent_intercept + 0.3 * x_N + 1.2 * q_N + shift)
         return mismatch_N, mismatch_N * given_N
 
     def inputs(self, problem: int, domain: int) -> Inputs:
@@ -137,7 +143,7 @@ class World:
         config = self.config
         generator = np.random.default_rng([config.seed, 2, problem])
         x_N, v_N = self._coordinates(generator, config.tokens_per_problem, domain)
-        logprob_NK, entropy_N = _distribution(x_N, config.vocab_size)
+        logprob_NK, entropy_N = distribution(x_N, config.vocab_size)
         hidden_NH = self._hidden(generator, v_N)
         first_N = generator.integers(config.vocab_size, size=len(x_N))
         ids_NK = (first_N[:, None] + np.arange(TOP_K)) % config.vocab_size
@@ -156,7 +162,7 @@ class World:
     def read(self, logprob_NK: Tensor, hidden_NH: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return x and v of stored tensors: all that labels depend on."""
         best_N = logprob_NK[:, 0].double().numpy()
-        others_N = np.clip(-np.expm1(best_N), _FEWEST_OTHERS, _MOST_OTHERS)
+        others_N = np.clip(-np.expm1(best_N), FEWEST_OTHERS, MOST_OTHERS)
         return np.log(others_N / (1 - others_N)), hidden_NH.astype(np.float64) @ self.direction_H
 
     def draw(self, problem: int, domain: int, shift: float = 0.0) -> Drawn:
@@ -173,13 +179,35 @@ class World:
         comparison = compared(inputs.step, label_N, generator)
         return Drawn(comparison, label_N, mismatch_N, divergent_N)
 
+    def population(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return P(mismatch) and P(divergent) at `count` positions, each of another problem.
+
+        At one position an autoregressive series is just a normal number, so none is followed.
+        """
+        config = self.config
+        generator = np.random.default_rng([config.seed, 9])
+        shares = np.array(list(config.domains.values()))
+        domain_N = generator.choice(len(shares), size=count, p=shares / shares.sum())
+        spread_x, spread_v = (
+            math.hypot(_X_PROBLEM, _X_POSITION),
+            math.hypot(_V_PROBLEM, _V_POSITION),
+        )
+        x_N = (
+            _X_LEVEL + config.domain_shift * domain_N + spread_x * generator.standard_normal(count)
+        )
+        v_N = spread_v * generator.standard_normal(count)
+        lowest, highest = _log_odds(FEWEST_OTHERS), _log_odds(MOST_OTHERS)
+        return self.probabilities(np.clip(x_N, lowest, highest), v_N)
+
     def _coordinates(
         self, generator: np.random.Generator, count: int, domain: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return x and v before rounding: a problem's own level, and what lingers."""
-        level = -4.5 + 0.5 * generator.standard_normal() + self.config.domain_shift * domain
-        x_N = level + 2.2 * _lingering(generator, count, 0.3)
-        v_N = 0.3 * generator.standard_normal() + 0.95 * _lingering(generator, count, 0.2)
+        level = _X_LEVEL + _X_PROBLEM * generator.standard_normal()
+        level += self.config.domain_shift * domain
+        x_N = level + _X_POSITION * _lingering(generator, count, 0.3)
+        mean = _V_PROBLEM * generator.standard_normal()
+        v_N = mean + _V_POSITION * _lingering(generator, count, 0.2)
         return x_N, v_N
 
     def _hidden(self, generator: np.random.Generator, v_N: np.ndarray) -> np.ndarray:
@@ -201,63 +229,14 @@ class World:
             for _ in range(_CALIBRATION_DRAWS // 100)
         ]
         x_N, v_N = (np.concatenate(values) for values in zip(*parts, strict=True))
-        most = math.log(_MOST_OTHERS / (1 - _MOST_OTHERS))
-        x_N, q_N = np.minimum(x_N, most), v_N + 0.3 * (v_N**2 - 1)
-        a = _solve(lambda a: _sigmoid(a + x_N + 0.8 * q_N).mean(), config.mismatch_rate)
-        mismatch_N = _sigmoid(a + x_N + 0.8 * q_N)
+        x_N, q_N = np.minimum(x_N, _log_odds(MOST_OTHERS)), v_N + 0.3 * (v_N**2 - 1)
+        a = _solve(lambda a: float(sigmoid(a + x_N + 0.8 * q_N).mean()), config.mismatch_rate)
+        mismatch_N = sigmoid(a + x_N + 0.8 * q_N)
         b = _solve(
-            lambda b: (mismatch_N * _sigmoid(b + 0.3 * x_N + 1.2 * q_N)).mean(),
+            lambda b: float((mismatch_N * sigmoid(b + 0.3 * x_N + 1.2 * q_N)).mean()),
             config.divergent_rate,
         )
         return a, b
-
-
-def compared(step: StepOutput, label_N: np.ndarray, generator: np.random.Generator) -> Comparison:
-    """Return the comparison that goes with labels: a mismatch has the second token in the text."""
-    count = len(label_N)
-    mismatch_N = torch.from_numpy(label_N != Label.IDENTICAL)
-    real_N = torch.where(mismatch_N, step.top_ids_NK[:, 1], step.top_ids_NK[:, 0])
-    return Comparison(
-        step=step,
-        real_N=real_N,
-        position_N=PROMPT_TOKENS + torch.arange(count),
-        large=_large(step, real_N, label_N, generator),
-    )
-
-
-def _large(
-    step: StepOutput, real_N: Tensor, label_N: np.ndarray, generator: np.random.Generator
-) -> LargeOutputs:
-    """Return a large model that writes the text, and finds a divergent token implausible."""
-    draw_N = generator.random(len(label_N))
-    small_N = np.select(
-        [label_N == Label.IDENTICAL, label_N == Label.NEUTRAL],
-        [0.6 + 0.39 * draw_N, 0.1 + 0.3 * draw_N],
-        10 ** (-4 + 2.6 * draw_N),
-    )
-    best_N = np.where(label_N == Label.IDENTICAL, small_N, 0.9 * (1 - small_N))
-    other_NK = (0.05 * (1 - best_N - np.where(label_N == Label.IDENTICAL, 0, small_N)))[:, None]
-    tail_NK = other_NK * 0.7 ** np.arange(LARGE_TOP_K - 1)
-    logprob_NK = np.log(np.clip(np.concatenate([best_N[:, None], tail_NK], axis=1), 1e-9, 1))
-    ids_NK = torch.cat([real_N[:, None], step.top_ids_NK[:, 2 : LARGE_TOP_K + 1]], dim=1)
-    return LargeOutputs(
-        logprob_real_N=torch.from_numpy(np.log(best_N)).float(),
-        logprob_small_N=torch.from_numpy(np.log(small_N)).float(),
-        top_ids_NK=ids_NK,
-        top_logprobs_NK=torch.from_numpy(logprob_NK).float(),
-    )
-
-
-def _distribution(x_N: np.ndarray, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return top log-probabilities [N, K] and entropy [N] of best token and geometric tail."""
-    others_N = np.clip(_sigmoid(x_N), _FEWEST_OTHERS, _MOST_OTHERS)
-    log_tail_V = np.log(_RATIO) * np.arange(vocab_size - 1)
-    log_tail_V -= np.log(np.exp(log_tail_V).sum())
-    tail_entropy = -(np.exp(log_tail_V) * log_tail_V).sum()
-    best_N = np.log1p(-others_N)
-    tail_NK = np.log(others_N)[:, None] + log_tail_V[: TOP_K - 1]
-    entropy_N = -(1 - others_N) * best_N - others_N * np.log(others_N) + others_N * tail_entropy
-    return np.concatenate([best_N[:, None], tail_NK], axis=1), entropy_N
 
 
 def _lingering(generator: np.random.Generator, count: int, memory: float) -> np.ndarray:
@@ -270,12 +249,11 @@ def _lingering(generator: np.random.Generator, count: int, memory: float) -> np.
     return series_N
 
 
-def _sigmoid(value: np.ndarray) -> np.ndarray:
-    result: np.ndarray = 1 / (1 + np.exp(-value))
-    return result
+def _log_odds(probability: float) -> float:
+    return math.log(probability / (1 - probability))
 
 
-def _solve(rate_of, wanted: float) -> float:  # type: ignore[no-untyped-def]
+def _solve(rate_of: Callable[[float], float], wanted: float) -> float:
     """Return where the increasing function `rate_of` reaches `wanted`, by bisection."""
     low, high = -30.0, 30.0
     for _ in range(60):

@@ -88,7 +88,10 @@ def calibrate_scores(
 
 
 class Drift(StrEnum):
-    """Whether a card's promise holds on new data."""
+    """Whether a card's promise holds on new data.
+
+    DRIFTED says that it does not, not why: the data may be others, or the old ones were too few.
+    """
 
     HOLDS = "holds"
     DRIFTED = "drifted"
@@ -148,7 +151,8 @@ class Recalibration:
     @property
     def verdict(self) -> str:
         """Whether the promise holds, in a sentence or two."""
-        here = f"{self.old.point.positives} {self.new.objective} tokens in {self.new.problems} problems"
+        positives, problems = self.old.point.positives, self.new.problems
+        here = f"{positives} {self.new.objective} tokens in {problems} problems"
         if self.promise is None:
             return f"Cannot tell: the router's card says of no number what it should be ({here})."
         name, value = self.promise.name, getattr(self.old.point, self.promise.name)
@@ -161,11 +165,25 @@ class Recalibration:
         promised = f"the card promises {least}{100 * self.promise.value:.4g} %"
         if self.drift is Drift.DRIFTED:
             way = "less" if interval.high < self.promise.value else "more"
-            return f"Drifted: {known}, {way} than promised ({promised})."
+            return f"Drifted: {known}, {way} than promised ({promised}).{self._doubt()}"
         if self.drift is Drift.HOLDS:
             return f"Holds: {promised}, and {known}."
         return (
             f"Cannot tell: {promised}, and {known}; the interval is too wide, label more problems."
+        )
+
+    def _doubt(self) -> str:
+        """Return what else than other data explains a drift: a card that never knew its number."""
+        assert self.promise is not None
+        before, here = self.card.get(self.promise.name), self._interval(self.promise.name)
+        if not isinstance(before, Mapping):
+            return ""
+        low, high = before["low"], before["high"]
+        if here.high < low or high < here.low:
+            return ""
+        return (
+            f" The card's own interval, [{100 * low:.1f}, {100 * high:.1f}], reaches into this "
+            "one: its calibration data may have been too few rather than these data other."
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -212,8 +230,9 @@ def recalibrate(
 
 def card_target(card: Mapping[str, Any]) -> Target | None:
     """Return what a card's threshold was chosen for; None where the card does not say."""
-    if card.get("target"):
-        return Target.parse(str(card["target"]))
+    target = card.get("target")
+    if target:
+        return Target(**target) if isinstance(target, Mapping) else Target.parse(str(target))
     recall = card.get("target_recall")
     return None if recall is None else Target("recall", float(recall))
 
@@ -264,7 +283,7 @@ def check_out(router: Path, out: Path | None, in_place: bool) -> Path | None:
             f"{out} is not empty; give a new folder, or --in-place to replace the router's own "
             "threshold"
         )
-    ensure_writable(out)
+    ensure_writable(out.parent)  # the folder itself appears with the router
     return out
 
 

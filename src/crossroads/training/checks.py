@@ -13,30 +13,37 @@ from crossroads.types import Split
 
 
 def check_corpus(corpus: Corpus, names: Sequence[str], objective: str) -> None:
-    """Refuse data that no router can be trained and calibrated on.
+    """Refuse data that no router can be trained and calibrated on. Test is not looked at.
 
     Raises:
-        DataError: a split is empty, of one problem, without positives or without negatives; an
-            input is constant.
+        DataError: what `check_split` says of train and calibration; an input is constant.
     """
     for split in (Split.TRAIN, Split.CALIBRATION):
-        rows = corpus.split(split)
-        problems = len(rows.problem_ids)
-        if not len(rows):
-            raise DataError(f"the {split} split has no position; label more problems")
-        if problems < 2:
-            raise DataError(
-                f"the {split} split has one problem only ({rows.problem_ids[0]!r}); what holds for "
-                "it may hold for no other, so label more problems"
-            )
-        positive = rows.positive(objective)
-        if not positive.any():
-            raise DataError(f"no {objective} token in the {split} split; label more problems")
-        if positive.all():
-            raise DataError(
-                f"every token of the {split} split is {objective}; a router needs both kinds"
-            )
+        check_split(corpus, split, objective)
     input_statistics(corpus.split(Split.TRAIN), names)
+
+
+def check_split(corpus: Corpus, split: Split, objective: str) -> None:
+    """Refuse a split that says nothing about recall.
+
+    Raises:
+        DataError: it is empty, of one problem, without positives or without negatives.
+    """
+    rows = corpus.split(split)
+    if not len(rows):
+        raise DataError(f"the {split} split has no position; label more problems")
+    if len(rows.problem_ids) < 2:
+        raise DataError(
+            f"the {split} split has one problem only ({rows.problem_ids[0]!r}); what holds for "
+            "it may hold for no other, so label more problems"
+        )
+    positive = rows.positive(objective)
+    if not positive.any():
+        raise DataError(f"no {objective} token in the {split} split; label more problems")
+    if positive.all():
+        raise DataError(
+            f"every token of the {split} split is {objective}; a router needs both kinds"
+        )
 
 
 def check_auxiliary(corpus: Corpus, network: object) -> None:

@@ -25,13 +25,17 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class TextTable:
-    """A table as text; the first column names the rows. strong: rows to point out."""
+    """A table as text; the first column names the rows.
+
+    strong: rows to point out. words: cells are words rather than numbers.
+    """
 
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
     strong: frozenset[int] = frozenset()
+    words: bool = False
 
     @property
     def flat_header(self) -> tuple[str, ...]:
@@ -50,9 +54,11 @@ def terminal(table: TextTable) -> rich.table.Table:
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
-    shown.add_column(table.header[0])
+    shown.add_column(table.header[0], no_wrap=table.words)
     for column in table.header[1:]:
-        shown.add_column(column, justify="right", no_wrap=True)
+        shown.add_column(
+            column, justify="left" if table.words else "right", no_wrap=not table.words
+        )
     for number, row in enumerate(table.rows):
         style = "bold" if number in table.strong else ""
         shown.add_row(*(Text(cell, style) for cell in row))  # Text: a name is not rich markup
@@ -276,35 +282,42 @@ def _goals_table(result: Values) -> TextTable:
 # Search
 
 
-def trials_table(result: Values, count: int = 10) -> TextTable:
-    """Return the best trials of a search and what they changed."""
+def trials_table(result: Values, count: int = 5) -> TextTable:
+    """Return the best trials of a search, one per column, and what they tried."""
     best = result["best_trials"][:count]
-    names = list(best[0]["settings"]) if best else []
-    body = [
-        (
-            str(trial["number"]),
-            percent(trial["positive_rate"]),
-            str(trial["best_epoch"]),
-            *(str(trial["settings"][name]) for name in names),
-        )
-        for trial in best
+    rows = [
+        ("sent %", *(percent(trial["positive_rate"]) for trial in best)),
+        ("best epoch", *(str(trial["best_epoch"]) for trial in best)),
     ]
-    states = ", ".join(f"{count} {state}" for state, count in result["states"].items())
+    rows += [
+        (name, *(_setting(trial["settings"][name]) for trial in best)) for name in result["space"]
+    ]
+    states = ", ".join(f"{number} {state}" for state, number in result["states"].items())
     return TextTable(
-        f"best trials: positive_rate % at {percent(result['target_recall'])} % recall of "
-        f"{result['objective']} tokens on calibration ({states})",
-        ("trial", "sent %", "epoch", *names),
-        tuple(body),
-        "The best of many trials on one calibration split looks better than it is; "
-        "`crossroads train --recipe-file best.json` with other seeds measures it on test.",
+        f"best trials ({states}): positive_rate at {percent(result['target_recall'])} % recall of "
+        f"{result['objective']} tokens on calibration",
+        ("", *(f"trial {trial['number']}" for trial in best)),
+        tuple(rows),
+        "Trial 0 is the recipe. The best of many trials on one calibration split looks better than "
+        "it is; other seeds and test say what it is worth.",
+        frozenset([0]),
     )
 
 
+def _setting(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return str(value).replace("+", "+\n")
+
+
 def space_table(result: Values) -> TextTable:
-    """Return a search space: what may vary, over which values, and what the best trial has."""
-    best = result["best_trials"][0]["settings"]
-    rows = tuple((name, words, str(best[name])) for name, words in result["space"].items())
-    return TextTable(f"space of the recipe {result['recipe']}", ("setting", "over", "best"), rows)
+    """Return a search space: what may vary, and over which values."""
+    return TextTable(
+        f"space of the recipe {result['recipe']}",
+        ("setting", "over"),
+        tuple(result["space"].items()),
+        words=True,
+    )
 
 
 # Cells

@@ -31,7 +31,7 @@ from crossroads.training.metrics import (
     rank,
     share_of,
 )
-from crossroads.training.rows import Corpus, Rows
+from crossroads.training.rows import Corpus
 from crossroads.training.threshold import (
     OperatingPoint,
     Target,
@@ -216,16 +216,6 @@ def measure(
         ),
         recall_clopper_pearson=clopper_pearson(int((sent & divergent).sum()), int(divergent.sum())),
     )
-
-
-def calibrate(
-    router: Router, calibration: Rows, target_recall: float, objective: str, seed: int
-) -> Measured:
-    """Return the highest threshold that meets the recall target on the calibration split."""
-    scores = score_rows(router, calibration)
-    positive = calibration.positive(objective)
-    threshold = threshold_for_recall(scores, positive, target_recall)
-    return measure(scores, positive, calibration.problem_N, threshold, seed)
 
 
 def scored(routers: Sequence[Router], corpus: Corpus) -> dict[str, dict[Split, np.ndarray]]:

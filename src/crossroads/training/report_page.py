@@ -373,7 +373,9 @@ def _draw_point(axes: Any, test: Values, colour: str, marker: str) -> None:
 
 def _draw_reliability(figure: Any, bins: Sequence[Values]) -> None:
     axes = figure.add_axes((0.14, 0.16, 0.79, 0.81))
-    least, most = (end(found["score"] for found in bins) for end in (min, max))
+    # A share of 0 has no log-odds.
+    known = [x for found in bins for x in (found["score"], found["share"]["value"]) if x > 0]
+    least, most = min(known, default=_ODDS[0]), max(known, default=_ODDS[-1])
     marked = [
         p
         for before, p, after in zip((0.0, *_ODDS), _ODDS, (*_ODDS[1:], 1.0), strict=False)
@@ -407,7 +409,7 @@ def _draw_scores(figure: Any, histogram: Values, threshold: float | None) -> Non
     if threshold is not None and threshold <= 1:
         at = min(max(_log_odds(threshold), edges[0]), edges[-1])
         axes.axvline(at, linestyle=(0, (5, 4)), linewidth=1, color=INK)
-    marked = [p for p in _ODDS if edges[0] <= _log_odds(p) <= edges[-1]]
+    marked = _ODDS[1:]
     axes.set_xticks([_log_odds(p) for p in marked], [f"{p:g}" for p in marked])
     axes.set_ylim(bottom=0)
     plain_axes(axes, "score", "tokens of the label (%)")

@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from crossroads.artifacts import ensure_writable, pin_config, read_json, write_json
 from crossroads.dataset import LabelledDataset
+from crossroads.errors import EngineError
 from crossroads.provenance import provenance
 from crossroads.routing.checkpoint import RouterCard, load_router, save_router
 from crossroads.routing.routers.base import Router
 from crossroads.routing.routers.heuristics import entropy, margin, max_probability, random
 from crossroads.routing.routers.neural import NeuralRouter
+from crossroads.training.calibrate import calibrate_scores
+from crossroads.training.checks import check_split
 from crossroads.training.config import FitConfig, settings
 from crossroads.training.fit import fit, score_rows
-from crossroads.training.report import RECALLS, Measured, measure, report, report_json
-from crossroads.training.rows import Corpus, Rows
-from crossroads.training.threshold import Target, choose_threshold
+from crossroads.training.report import RECALLS, scored, training_report
+from crossroads.training.report_page import write_page
+from crossroads.training.rows import Corpus
+from crossroads.training.threshold import Target
 from crossroads.training.tracking import open_trackers
 from crossroads.types import Progress, Split
 
-REPORT = "report.json"
-QUANTILES = 101
-"""Quantiles of the calibration scores that the router keeps: a later drift is measured by them."""
+REPORT, PAGE = "report.json", "report.html"
 BASELINE_INPUTS = ("entropy", "margin", "top_probability")
 
 
@@ -85,12 +86,30 @@ def _train(
     state = folder / "state"
     names = tuple(dict.fromkeys((*config.inputs, *BASELINE_INPUTS)))
     corpus = Corpus.open(datasets, names, state / "features", progress)
+    check_split(corpus, Split.TEST, config.objective)  # before an hour of training, not after it
     tracker = open_trackers(trackers, folder)
     result = fit(corpus, config, progress, checkpoint=state, tracker=tracker)
     tracker.close()
     calibration = corpus.split(Split.CALIBRATION)
-    chosen, quantiles = _calibrated(result.router, calibration, target, config)
+    chosen = calibrate_scores(
+        score_rows(result.router, calibration), calibration, target, config.objective, config.seed
+    )
     card = corpus.card
+    found = training_report(
+        scored([result.router, *baselines(corpus, config.seed)], corpus),
+        {split: corpus.split(split) for split in Split},
+        config.objective,
+        sorted({*RECALLS, config.target_recall}),
+        config.seed,
+        target,
+    )
+    content = {
+        **found.to_json(),
+        "best_epoch": result.best_epoch,
+        "history": [asdict(epoch) for epoch in result.history],
+        "base_rates": card["base_rates"],
+        "provenance": provenance(seed=config.seed),
+    }
     save_router(
         folder,
         result.router,
@@ -99,49 +118,15 @@ def _train(
             large_name=card["large"]["name"],
             large_fingerprint=card["large"]["fingerprint"],
             pair=card["pair"],
-            threshold=chosen.point.threshold,
-            calibration={
-                "target": asdict(target),
-                "target_recall": config.target_recall,
-                "objective": config.objective,
-                "score_quantiles": quantiles,
-                **asdict(chosen),
-            },
+            threshold=chosen.threshold,
+            calibration=chosen.record(),
             provenance=provenance(seed=config.seed, config=settings(config), judge=card["judges"]),
         ),
     )
-    recalls = sorted({*RECALLS, config.target_recall})
-    rows = report(
-        [result.router, *baselines(corpus, config.seed)],
-        corpus,
-        config.objective,
-        recalls,
-        config.seed,
-    )
-    write_json(
-        folder / REPORT,
-        {
-            "objective": config.objective,
-            "target": str(target),
-            "best_epoch": result.best_epoch,
-            "history": [asdict(epoch) for epoch in result.history],
-            "base_rates": card["base_rates"],
-            "rows": report_json(rows),
-            "provenance": provenance(seed=config.seed),
-        },
-    )
+    with suppress(EngineError):  # without matplotlib there is no page; the report is whole
+        write_page(folder / PAGE, content)
+    write_json(folder / REPORT, content)
     shutil.rmtree(state)
-
-
-def _calibrated(
-    router: Router, calibration: Rows, target: Target, config: FitConfig
-) -> tuple[Measured, list[float]]:
-    """Return the target's threshold with what it does on calibration, and the scores' quantiles."""
-    scores = score_rows(router, calibration)
-    positive, problem = calibration.positive(config.objective), calibration.problem_N
-    threshold = choose_threshold(target, scores, positive, problem, config.seed)
-    quantiles = np.quantile(scores, np.linspace(0, 1, QUANTILES)).tolist()
-    return measure(scores, positive, problem, threshold, config.seed), quantiles
 
 
 def baselines(corpus: Corpus, seed: int) -> Sequence[Router]:

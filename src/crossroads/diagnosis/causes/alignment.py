@@ -186,8 +186,8 @@ def _verdict(evidence: Evidence, tests: list[_Test], inner_n: np.ndarray) -> Ver
         said = f"The row {slipped[0].best_lag:+d} fits better than the own one: {columns} slipped."
         return Verdict(NAME, Status.FOUND, f"{said} {text}{moved}", points, plot=plot, facts=facts)
     if all(test.sound for test in tests[:_SCALAR]):
-        weak = [test for test in tests[_SCALAR:] if not test.sound]
-        doubt = " The hidden state says too little here to be placed." if weak else ""
+        placed = any(test.sound for test in tests[_SCALAR:])
+        doubt = "" if placed else " The hidden state says too little here to be placed."
         return Verdict(NAME, Status.RULED_OUT, text + doubt, plot=plot, facts=facts)
     return Verdict(
         NAME,

@@ -32,12 +32,17 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """A candidate cause: the question that it answers, and the function that does."""
+    """A candidate cause: the question that it answers, and the function that does.
+
+    adds: whether its points are a part of the difference to the reference. Those of a symptom (no
+    better than entropy) or of chance are not: they would be counted twice, or explain anything.
+    """
 
     name: str
     kind: Kind
     question: str
     examine: Callable[[Evidence], Verdict]
+    adds: bool = True
 
 
 def cannot_tell(name: str, why: str, needs: str) -> Verdict:

@@ -28,33 +28,43 @@ def examine(evidence: Evidence) -> Verdict:
     if evidence.run is None or gauge is None:
         return cannot_tell(
             NAME,
-            f"{live.traces} traces, but no run and data whose scores they could be compared with.",
+            f"{len(live.traces)} traces, but no run and data to compare their scores with.",
             "the router's folder (RUN) and its labelled data (--data)",
         )
-    threshold = (
-        live.thresholds[0] if len(live.thresholds) == 1 else evidence.run.loaded.card.threshold
-    )
-    return _compared(live, gauge, threshold)
+    own = evidence.run.loaded.card.threshold
+    at = own if own in live.thresholds or not live.thresholds else live.thresholds[0]
+    if own not in live.thresholds and len(live.thresholds) != 1:
+        shown = ", ".join(f"{threshold:.4f}" for threshold in live.thresholds) or "unknown"
+        return cannot_tell(
+            NAME,
+            f"The traces ran at thresholds {shown}, none of which is the run's {own:.4f}: they may "
+            "be of another router.",
+            "traces of this router at one threshold",
+        )
+    return _compared(live.at_threshold(at), gauge, at, own)
 
 
-def _compared(live: Live, gauge: Gauge, threshold: float) -> Verdict:
+def _compared(live: Live, gauge: Gauge, threshold: float, own: float) -> Verdict:
     online = _share(sends_to_large(live.score_N, threshold), live.trace_N)
     offline = _share(sends_to_large(gauge.score_n, threshold), gauge.problem_n)
     error = float(np.hypot(online.error or 0.0, offline.error or 0.0))
-    value = online.value - offline.value
+    value = offline.value - online.value
     drawn = np.array([value - 1.96 * error, value + 1.96 * error])
     points = Estimate(value, Estimate.of(value, drawn).interval, error)
-    large = float(live.large_N.sum() / max(live.generated, 1))
+    large = live.usage.large_fraction
     text = (
         f"At threshold {threshold:.4f} the router sends {percent_interval(online)} of the tokens "
-        f"that it scored in {live.traces} real generations, and {percent_interval(offline)} of the "
-        f"data's. The large model wrote {percent(large)} of the generated tokens (large_fraction). "
-        "The paths differ: a real one holds the small model's own tokens."
+        f"that it scored in {len(live.traces)} real generations, and "
+        f"{percent_interval(offline)} of the data's. The large model wrote {percent(large)} of the "
+        "generated tokens (large_fraction). The paths differ: a real one holds the small model's "
+        "own tokens."
     )
+    if threshold != own:
+        text += f" The run's own threshold is {own:.4f}: are the traces of this router?"
     facts = {"live": online, "offline": offline, "large_fraction": large, "threshold": threshold}
     plot = _plot(live, gauge)
     few = too_few(gauge)
-    if few is not None or live.traces < FEWEST_PROBLEMS:
+    if few is not None or len(live.traces) < FEWEST_PROBLEMS:
         return Verdict(
             NAME, Status.CANNOT_TELL, f"{text} {few or ''}".strip(), points,
             needs="more traces or labelled problems", plot=plot, facts=facts,
@@ -99,5 +109,6 @@ CAUSES = (
         Kind.POPULATION,
         "does the router send as much in real generations as in the data?",
         examine,
+        adds=False,
     ),
 )

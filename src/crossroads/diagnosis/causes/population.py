@@ -33,7 +33,6 @@ def examine(evidence: Evidence) -> Verdict:
             "on the path that both models wrote together; the number to explain is a share of the "
             "scored tokens of a dataset, on the large model's own path. Their difference says "
             f"nothing about a router. {text}",
-            evidence.gap,
             facts={"denominators": others},
         )
     counted = _filtered(evidence) or _mismatches_only(evidence, reference)
@@ -144,5 +143,6 @@ CAUSES = (
         Kind.POPULATION,
         "do the two numbers count the same tokens, on the same path?",
         examine,
+        adds=False,
     ),
 )

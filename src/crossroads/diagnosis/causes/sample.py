@@ -40,9 +40,8 @@ def examine_sample(evidence: Evidence) -> Verdict:  # noqa: PLR0911  a return pe
         )  # fmt: skip
     if interval.low <= other <= interval.high:
         return Verdict(
-            SAMPLE, Status.FOUND, f"{text} The reference's {percent(other)} lies within that.",
-            evidence.gap,
-        )  # fmt: skip
+            SAMPLE, Status.FOUND, f"{text} The reference's {percent(other)} lies within that."
+        )
     if abs(apart) > _CLEAR * error:
         return Verdict(
             SAMPLE, Status.RULED_OUT, f"{text} The reference's {percent(other)} lies outside."
@@ -85,8 +84,12 @@ def _entropy_text(entropy: Gauge | None, gauge: Gauge, rate: float) -> str:
 
 
 CAUSES = (
-    Cause(SAMPLE, Kind.CHANCE, "is the number too uncertain to differ?", examine_sample),
+    Cause(SAMPLE, Kind.CHANCE, "is the number too uncertain to differ?", examine_sample, False),
     Cause(
-        RECALL, Kind.POPULATION, "what recall does the reference's rate buy here?", examine_recall
+        RECALL,
+        Kind.POPULATION,
+        "what recall does the reference's rate buy here?",
+        examine_recall,
+        adds=False,
     ),
 )

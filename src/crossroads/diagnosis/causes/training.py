@@ -202,12 +202,12 @@ def examine_seeds(evidence: Evidence) -> Verdict:  # noqa: PLR0911  a return per
         # (t of two degrees of freedom, times the root of 4/3).
         return Verdict(SEEDS, Status.RULED_OUT, text, facts=facts)
     if abs(gap.value) <= 2 * spread:
-        return Verdict(SEEDS, Status.FOUND, text, Estimate(spread), facts=facts)
+        return Verdict(SEEDS, Status.FOUND, text, facts=facts)
     return Verdict(SEEDS, Status.CANNOT_TELL, text, needs="more seeds (--seeds)", facts=facts)
 
 
 CAUSES = (
     Cause(UNDER, Kind.TRAINING, "would longer or other training do better?", examine_under),
     Cause(OVER, Kind.TRAINING, "does it know its train rows by heart?", examine_over),
-    Cause(SEEDS, Kind.CHANCE, "is the difference within what seeds do?", examine_seeds),
+    Cause(SEEDS, Kind.CHANCE, "is the difference within what seeds do?", examine_seeds, False),
 )

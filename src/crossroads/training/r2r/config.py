@@ -78,6 +78,7 @@ class R2RConfig:
         values = changed(values, overrides)
         try:
             notes = check_values(values)
+            values.pop("result", None)  # of an earlier run, and no part of the config
             check_device_of(values)
             config = cls(path, values, (*notes, *value_notes(values)))
             config._check()

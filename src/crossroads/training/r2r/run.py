@@ -102,7 +102,7 @@ def train_r2r(
     fit_config = config.to_fit_config(protocol)
     identity = {
         "config": {**settings(fit_config), "protocol": protocol},
-        "r2r": {key: value for key, value in config.values.items() if key != "result"},
+        "r2r": dict(config.values),
     }
     _check_same(out, identity)
     if not (out / REPORT).exists():
@@ -322,26 +322,27 @@ def side_by_side_table(
     lines: Sequence[Mapping[str, Any]], notes: Sequence[str], objective: str
 ) -> Table:
     """Return both protocols' numbers of one router as a table, in percent, notes below it."""
+    rows = [
+        f"{line['protocol']}: chosen on {line['chosen_on']}, measured on {line['measured_on']} "
+        f"({line['positives']} {objective} of {line['tokens']} tokens)"
+        for line in lines
+    ]
     table = Table(
         title=f"one router by R2R's protocol and by ours ({objective} tokens; [95 % intervals])",
         title_justify="left",
-        caption="\n".join(f"note: {note}" for note in notes) or None,
+        caption="\n".join([*rows, *(f"note: {note}" for note in notes)]),
         caption_justify="left",
         box=SIMPLE,
     )
-    for column in ("protocol", "chosen on", "measured on"):
-        table.add_column(column)
-    for column in ("threshold", "recall %", "positive_rate %", "positives"):
+    table.add_column("protocol")
+    for column in ("threshold", "recall %", "positive_rate %"):
         table.add_column(column, justify="right", no_wrap=True)
     for line in lines:
         table.add_row(
             line["protocol"],
-            line["chosen_on"],
-            line["measured_on"],
             f"{line['threshold']:.4f}",
             _percent(line["recall"], line["recall_interval"]),
             _percent(line["positive_rate"], line["positive_rate_interval"]),
-            f"{line['positives']} of {line['tokens']}",
         )
     return table
 

@@ -21,7 +21,10 @@ from crossroads.exchange.r2r_source import open_r2r
 from crossroads.training.r2r.config import TokenSplit
 from crossroads.types import Label
 
-_COLUMNS = ("data_id", "mismatch", "divergent", "mask")
+# Small numbers in small types: all rows of a source are in memory.
+_COLUMNS: Mapping[str, type] = {
+    "data_id": np.int64, "mismatch": np.int8, "divergent": np.int8, "mask": np.int8,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +53,8 @@ class SourceRows:
 
 def _concatenated(parts: Sequence[SourceRows]) -> SourceRows:
     def column(name: str) -> np.ndarray:
-        empty = np.zeros(0, np.int64)
-        values: np.ndarray = np.concatenate([empty, *(getattr(part, name) for part in parts)])
+        found = [getattr(part, name) for part in parts]
+        values: np.ndarray = np.concatenate(found) if found else np.zeros(0, np.int64)
         return values
 
     return SourceRows(*(column(f"{name}_S") for name in (*_COLUMNS, "at")))
@@ -101,15 +104,15 @@ def rows_of_source(source: Path, dataset: LabelledDataset, used: Sequence[bool])
 def _sequences(source: Path) -> Iterator[SourceRows]:
     """Yield the rows of every run of one data_id, in the order in which they are imported."""
     for part in open_r2r(source).parts:
-        tables = [
-            np.stack([table[name].to_numpy() for name in _COLUMNS])
-            for table in part.tables(_COLUMNS)
-        ]
-        columns = np.concatenate(tables, axis=1)
-        cuts = np.flatnonzero(np.diff(columns[0])) + 1
-        for run in np.split(columns, cuts, axis=1):
-            nowhere = np.full(run.shape[1], -1)
-            yield SourceRows(run[0], run[1], run[2], run[3], nowhere)
+        batches: dict[str, list[np.ndarray]] = {name: [] for name in _COLUMNS}
+        for table in part.tables(tuple(_COLUMNS)):
+            for name, kind in _COLUMNS.items():
+                batches[name].append(table[name].to_numpy().astype(kind))
+        columns = {name: np.concatenate(parts) for name, parts in batches.items()}
+        ends = [*(np.flatnonzero(np.diff(columns["data_id"])) + 1).tolist(), part.rows]
+        for start, end in zip([0, *ends], ends, strict=False):
+            own = {f"{name}_S": column[start:end] for name, column in columns.items()}
+            yield SourceRows(**own, at_S=np.full(end - start, -1))
 
 
 def _first_read(rows: SourceRows) -> int | None:
