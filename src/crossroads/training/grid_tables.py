@@ -80,7 +80,8 @@ def markdown(tables: Sequence[TextTable]) -> str:
 
 def _escaped(text: str) -> str:
     special = "\\`*_{}[]<>|#&"
-    return "".join(f"\\{character}" if character in special else character for character in text)
+    escaped = (f"\\{character}" if character in special else character for character in text)
+    return "".join(escaped).replace("\n", " ")
 
 
 # Ablation
@@ -282,7 +283,7 @@ def _goals_table(result: Values) -> TextTable:
 # Search
 
 
-def trials_table(result: Values, count: int = 5) -> TextTable:
+def trials_table(result: Values, count: int = 3) -> TextTable:
     """Return the best trials of a search, one per column, and what they tried."""
     best = result["best_trials"][:count]
     rows = [
