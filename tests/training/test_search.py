@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -32,11 +33,11 @@ from crossroads.types import SilentProgress, Split
 
 optuna = pytest.importorskip("optuna")
 
-TRIALS = 9
+TRIALS = 7
 CONFIG = SearchConfig(
     "default",
     TRIALS,
-    changes={"epochs": 4, "inputs": ("entropy", "margin"), "batch_size": 512},
+    changes={"epochs": 3, "inputs": ("entropy", "margin"), "batch_size": 512},
 )
 
 
@@ -88,12 +89,12 @@ def test_a_killed_search_ends_as_an_undisturbed_one(
 ) -> None:
     monkeypatch.setattr(trainer_module, "_SAVE_SECONDS", -1.0)
     update = Trainer._update
-    generator, left = np.random.default_rng(1), {"steps": 3, "kills": 8}
+    generator, left = np.random.default_rng(1), {"steps": 3, "kills": 6}
 
     def mortal(self: Trainer, *arguments):
         left["steps"] -= 1
         if left["kills"] and left["steps"] <= 0:
-            left.update(kills=left["kills"] - 1, steps=int(generator.integers(1, 30)))
+            left.update(kills=left["kills"] - 1, steps=int(generator.integers(1, 16)))
             raise KilledError
         return update(self, *arguments)
 
@@ -143,7 +144,7 @@ def test_the_test_split_is_never_looked_at(
         return split(self, which)
 
     monkeypatch.setattr(Corpus, "split", spy)
-    config = SearchConfig("default", 2, seeds=2, changes=CONFIG.changes)
+    config = SearchConfig("default", 1, seeds=2, changes=CONFIG.changes)
     found = search([dataset], tmp_path, config, SilentProgress())
     assert asked == {Split.TRAIN, Split.CALIBRATION}
     for trial in found["best_trials"]:
@@ -180,13 +181,13 @@ def wild_always() -> None:
 def test_a_time_limit_stops_between_epochs_and_the_search_goes_on(
     dataset: LabelledDataset, undisturbed: Path, tmp_path: Path
 ) -> None:
-    short = SearchConfig("default", TRIALS, minutes=1e-6, changes=CONFIG.changes)
+    short = SearchConfig("default", 2, minutes=1e-6, changes=CONFIG.changes)
     with pytest.raises(ConfigError, match="give more time, the same command goes on"):
         search([dataset], tmp_path, short, SilentProgress())
-    search([dataset], tmp_path, CONFIG, SilentProgress())
-    trials = [t["settings"] for t in result_of(tmp_path)["best_trials"]][:3]
-    known = [t["settings"] for t in result_of(undisturbed)["best_trials"]]
-    assert all(trial in known for trial in trials)
+    search([dataset], tmp_path, dataclasses.replace(short, minutes=None), SilentProgress())
+    trials = [t["settings"] for t in result_of(tmp_path)["best_trials"]]
+    known = [t["settings"] for t in result_of(undisturbed)["best_trials"] if t["number"] < 2]
+    assert trials == known
 
 
 def test_other_settings_and_a_second_process_are_refused(
