@@ -349,6 +349,17 @@ def test_a_law_is_found_again(asymptote: float, gain: float, exponent: float) ->
     assert law.at(4e5)[0] == pytest.approx(asymptote + gain * 4**-exponent, abs=0.02 * gain + 1e-4)
 
 
+@given(st.integers(0, 100))
+@settings(max_examples=10, deadline=None)
+def test_a_law_never_falls_below_nothing_nor_rises(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    steep = 0.5 - 0.1 * np.arange(5)
+    law = Law.fit(np.geomspace(1e3, 1e5, 5), np.stack([steep, *generator.random((20, 5))]))
+    assert (law.asymptote_R >= 0).all()
+    assert (law.gain_R >= 0).all()
+    assert np.isfinite(law.at(1e7)).all()
+
+
 def test_tokens_for_a_goal_turn_the_law_around() -> None:
     flat, down = np.full(5, 0.3), 0.1 + 0.2 * np.geomspace(1, 100, 5) ** -0.5
     law = Law.fit(np.geomspace(1e3, 1e5, 5), np.stack([down, flat, flat[::-1]]))

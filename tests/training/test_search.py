@@ -109,6 +109,18 @@ def test_a_killed_search_ends_as_an_undisturbed_one(
             (tmp_path / "journal.log.lock").symlink_to("journal.log")
     assert left["kills"] == 0
     assert result_of(tmp_path) == result_of(undisturbed)
+    assert epochs_of(tmp_path) == epochs_of(undisturbed)
+
+
+def epochs_of(folder: Path) -> list[dict[int, float]]:
+    """Return what the study was told of the finished trials, epoch by epoch."""
+    journal = optuna.storages.journal.JournalFileBackend(str(folder / "journal.log"))
+    study = optuna.load_study(
+        study_name="crossroads", storage=optuna.storages.JournalStorage(journal)
+    )
+    known = {"COMPLETE", "PRUNED", "FAIL"}
+    assert {trial.state.name for trial in study.trials} <= known
+    return [t.intermediate_values for t in study.trials if t.state.name in ("COMPLETE", "PRUNED")]
 
 
 def test_a_finished_search_fits_nothing_and_a_longer_one_goes_on(

@@ -309,8 +309,8 @@ def search(
         pin_config(folder / "search-config.json", _identity(corpus, space, config), "a search")
         run = _Search(optuna, corpus, space, folder, config, progress)
         run.to_the_end()
-        result = run.result()
-    write_json(folder / BEST, settings(run.best()))
+        best, result = run.best(), run.result()
+    write_json(folder / BEST, settings(best))
     write_json(folder / RESULT, result)
     return result
 
@@ -453,7 +453,6 @@ class _Search:
     def result(self) -> dict[str, Any]:
         """Return what `search.json` holds."""
         base, states = self.config.base(), [trial.state.name.lower() for trial in self.finished()]
-        self.best()  # refuses a search without a result
         return {
             "recipe": self.config.recipe,
             "objective": base.objective,

@@ -35,10 +35,10 @@ EXCESS = 0.02
 
 def examine(evidence: Evidence) -> Verdict:
     """Look for labels that contradict their tokens, and for positives that certainty forbids."""
-    tokens = evidence.tokens
-    if tokens is None:
+    tokens, repeats = evidence.tokens, evidence.repeats
+    if tokens is None or repeats is None:
         return _from_result(evidence)
-    rows_N = tokens.judged_N
+    rows_N = tokens.judged_N & ~repeats.repeated_N  # a copy is no further evidence
     positive_n = tokens.positive(evidence.objective)[rows_N]
     clusters = Clusters(tokens.problem_N[rows_N], seed=0)
     if clusters.count < FEWEST_PROBLEMS or positive_n.sum() < FEWEST_POSITIVES:
