@@ -67,7 +67,9 @@ def probabilities(logits_V: Tensor, params: SamplingParams) -> Tensor:
     probabilities_V = torch.softmax(logits_V, dim=-1)
     if params.top_k == 0 and params.top_p == 1 and params.min_p == 0:
         return probabilities_V
-    sorted_V, order_V = probabilities_V.sort(descending=True, stable=True)
+    # By logit: two tokens may round to one probability, and the better one must stay first.
+    order_V = logits_V.sort(descending=True, stable=True).indices
+    sorted_V = probabilities_V[order_V]
     keep_V = torch.ones_like(sorted_V, dtype=torch.bool)
     if params.top_k:
         keep_V[params.top_k :] = False

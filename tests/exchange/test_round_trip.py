@@ -22,7 +22,9 @@ from crossroads.exchange.r2r_export import export_r2r
 from crossroads.exchange.r2r_import import import_r2r
 from crossroads.exchange.r2r_source import R2RSource, SequenceRows
 from crossroads.models.scripted import ScriptedLM
-from crossroads.training.fit import FitConfig, fit
+from crossroads.training.config import FitConfig
+from crossroads.training.fit import fit
+from crossroads.training.rows import Corpus
 from crossroads.types import Label, SilentProgress, Split
 from labelling.dataset_folder import HIDDEN, VOCAB, write_dataset
 
@@ -297,9 +299,10 @@ def test_without_embeddings_training_on_them_says_so(
     assert audit_dataset(again).ok
     config = FitConfig(inputs=("entropy", "token_embedding"), epochs=1)
     with pytest.raises(DataError, match="holds no token embeddings; choose router inputs"):
-        fit(again, config, SilentProgress())
+        fit(Corpus.open([again], config.inputs), config, SilentProgress())
     config = FitConfig(inputs=("entropy", "top_logprobs", "hidden"), epochs=1)
-    assert fit(again, config, SilentProgress()).best_epoch == 1
+    corpus = Corpus.open([again], config.inputs)
+    assert fit(corpus, config, SilentProgress()).best_epoch == 1
 
 
 def test_a_small_model_gives_embeddings_and_its_identity(
