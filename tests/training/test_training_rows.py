@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from crossroads.artifacts import canonical_hash
+from crossroads.artifacts import read_json, write_json
 from crossroads.dataset import CARD, LabelledDataset
 from crossroads.errors import DataError
 from crossroads.routing.features import FEATURES
@@ -64,6 +65,23 @@ def test_a_cache_is_computed_once(dataset: LabelledDataset, tmp_path: Path) -> N
     assert third.stages["features"] == first.stages["features"]
 
 
+def test_another_division_into_splits_reads_no_stale_columns(
+    dataset: LabelledDataset, tmp_path: Path
+) -> None:
+    Corpus.open([dataset], ("entropy", "hidden"), tmp_path / "cache")
+    copied = tmp_path / "copy"
+    shutil.copytree(dataset.folder, copied)
+    card = read_json(copied / CARD, "card")
+    for row in card["responses"]:
+        row["split"] = "train"
+    write_json(copied / CARD, card)
+    other = LabelledDataset.open(copied)
+    cached = Corpus.open([other], ("entropy", "hidden"), tmp_path / "cache").split(Split.TRAIN)
+    fresh = Corpus.open([other], ("entropy", "hidden")).split(Split.TRAIN)
+    for name, value in fresh.features(slice(None)).items():
+        assert torch.equal(cached.features(slice(None))[name], value), name
+
+
 def test_a_temporary_cache_goes_with_the_corpus(
     dataset: LabelledDataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -109,8 +127,7 @@ def test_datasets_of_two_pairs_are_refused(dataset: LabelledDataset, tmp_path: P
 
 def test_a_damaged_cache_is_one_sentence(dataset: LabelledDataset, tmp_path: Path) -> None:
     Corpus.open([dataset], ("entropy",), tmp_path)
-    folder = tmp_path / canonical_hash(dict(dataset.card["sha256"]))[:16]
-    for path in folder.glob("train-entropy-*.npy"):
+    for path in tmp_path.glob("*/train-entropy-*.npy"):
         path.write_bytes(b"nonsense")
     with pytest.raises(DataError, match="damaged"):
         Corpus.open([dataset], ("entropy",), tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -27,12 +28,17 @@ _ESTIMATE_AFTER_SECONDS = 2.0
 
 def console() -> Console:
     """Return a console on standard output, for results."""
-    return Console(highlight=False)
+    return Console(highlight=False, quiet=_follows())
 
 
 def stderr() -> Console:
     """Return a console on standard error, for progress, notes and errors."""
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, quiet=_follows())
+
+
+def _follows() -> bool:
+    """Return whether this is one of several processes and not the first, which speaks for all."""
+    return os.environ.get("RANK", "0") != "0"
 
 
 def amount(value: float, unit: str) -> str:

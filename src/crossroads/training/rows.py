@@ -204,8 +204,10 @@ class _Prepared:
     def __init__(self, dataset: LabelledDataset, cache: Path, names: Sequence[str]) -> None:
         self.dataset = dataset
         self.embed = dataset.embeddings()
-        # A damaged or replaced dataset has another key, so stale files are never read.
-        self.folder = cache / canonical_hash(dict(dataset.card["sha256"]))[:16]
+        # A file holds one split's rows in the card's order, so data, splits and order are the key.
+        order = [[row.file, str(row.split)] for row in dataset.responses]
+        key = {"files": dict(dataset.card["sha256"]), "order": order}
+        self.folder = cache / canonical_hash(key)[:16]
         self.names = [n for n in (*names, LARGE_PROBABILITY) if n != _EMBEDDING]
         labels = dataset.labels()
         self.rows = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,13 @@ from crossroads.routing.routers.neural import NeuralRouter
 from crossroads.training.calibrate import calibrate_scores
 from crossroads.training.checks import check_split
 from crossroads.training.config import FitConfig, settings
-from crossroads.training.fit import fit, score_rows
+from crossroads.training.fit import FitResult, fit, score_rows
 from crossroads.training.report import RECALLS, scored, training_report
 from crossroads.training.report_page import write_page
 from crossroads.training.rows import Corpus
 from crossroads.training.threshold import Target
-from crossroads.training.tracking import open_trackers
+from crossroads.training.tracking import NoTracker, open_trackers
+from crossroads.training.workers import Workers
 from crossroads.types import Progress, Split
 
 REPORT, PAGE = "report.json", "report.html"
@@ -59,16 +60,20 @@ def train(
     Raises:
         DataError: the datasets cannot be trained on. ConfigError: the folder holds another run.
     """
-    ensure_writable(folder)
     target = target or Target("recall", config.target_recall)
+    workers = Workers.of_environment(config.device)
     identity = {
         "datasets": [dict(dataset.card["sha256"]) for dataset in datasets],
         "config": settings(config),
         "target": asdict(target),
     }
-    pin_config(folder / "config.json", identity, "a router")
-    if not (folder / REPORT).exists():
-        _train(datasets, config, target, folder, progress, trackers)
+    with workers.first_before_others():
+        ensure_writable(folder)
+        pin_config(folder / "config.json", identity, "a router")
+        done = (folder / REPORT).exists()
+    if not done:
+        _train(datasets, config, target, folder, progress, trackers, workers)
+        workers.wait()
     loaded = load_router(folder)
     return Trained(
         loaded.router, loaded.card.threshold, read_json(folder / REPORT, "training report")
@@ -82,14 +87,23 @@ def _train(
     folder: Path,
     progress: Progress,
     trackers: Sequence[str],
+    workers: Workers,
 ) -> None:
     state = folder / "state"
     names = tuple(dict.fromkeys((*config.inputs, *BASELINE_INPUTS)))
-    corpus = Corpus.open(datasets, names, state / "features", progress)
+    with workers.first_before_others():
+        corpus = Corpus.open(datasets, names, state / "features", progress)
     check_split(corpus, Split.TEST, config.objective)  # before an hour of training, not after it
-    tracker = open_trackers(trackers, folder)
-    result = fit(corpus, config, progress, checkpoint=state, tracker=tracker)
-    tracker.close()
+    with closing(open_trackers(trackers, folder) if workers.first else NoTracker()) as tracker:
+        result = fit(corpus, config, progress, checkpoint=state, tracker=tracker)
+    if workers.first:
+        _write(corpus, result, config, target, folder)
+        shutil.rmtree(state)
+
+
+def _write(
+    corpus: Corpus, result: FitResult, config: FitConfig, target: Target, folder: Path
+) -> None:
     calibration = corpus.split(Split.CALIBRATION)
     chosen = calibrate_scores(
         score_rows(result.router, calibration), calibration, target, config.objective, config.seed
@@ -126,7 +140,6 @@ def _train(
     with suppress(EngineError):  # without matplotlib there is no page; the report is whole
         write_page(folder / PAGE, content)
     write_json(folder / REPORT, content)
-    shutil.rmtree(state)
 
 
 def baselines(corpus: Corpus, seed: int) -> Sequence[Router]:

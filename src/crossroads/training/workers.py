@@ -8,7 +8,8 @@ environment.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,15 @@ class Workers:
             torch.tensor([value], dtype=torch.float64, device=self._accelerator.device), "sum"
         )
         return float(total)
+
+    @contextmanager
+    def first_before_others(self) -> Iterator[None]:
+        """Let the first process through, then the others: they find the files that it wrote."""
+        if not self.first:
+            self.wait()
+        yield
+        if self.first:
+            self.wait()
 
     def wait(self) -> None:
         """Wait until every process is here."""

@@ -40,7 +40,8 @@ from crossroads.training.report import RECALLS, report_table, scored, training_r
 from crossroads.training.report_page import write_page
 from crossroads.training.rows import Rows
 from crossroads.training.threshold import Target
-from crossroads.training.tracking import open_trackers
+from crossroads.training.tracking import NoTracker, open_trackers
+from crossroads.training.workers import Workers
 from crossroads.training.train import BASELINE_INPUTS, REPORT, baselines
 from crossroads.types import Progress, Split
 
@@ -98,15 +99,20 @@ def train_r2r(
     if protocol not in PROTOCOLS:
         raise ConfigError(f"unknown protocol {protocol!r}; known: {', '.join(PROTOCOLS)}")
     out, result_path = _places(config, folder, protocol)
-    ensure_writable(out)
     fit_config = config.to_fit_config(protocol)
     identity = {
         "config": {**settings(fit_config), "protocol": protocol},
         "r2r": dict(config.values),
     }
-    _check_same(out, identity)
-    if not (out / REPORT).exists():
-        _Training(config, fit_config, protocol, out, result_path).run(identity, progress)
+    workers = Workers.of_environment(fit_config.device)
+    with workers.first_before_others():
+        ensure_writable(out)
+        _check_same(out, identity)
+        done = (out / REPORT).exists()
+    if not done:
+        run = _Training(config, fit_config, protocol, out, result_path, workers)
+        run.to_the_end(identity, progress)
+        workers.wait()
     loaded = load_router(out)
     return R2RTrained(
         out,
@@ -149,27 +155,31 @@ class _Training:
         protocol: str,
         folder: Path,
         result_path: Path,
+        workers: Workers,
     ) -> None:
         self.config, self.fit_config, self.protocol = config, fit_config, protocol
         self.folder, self.result_path = folder, result_path
         self.state = folder / "state"
+        self.workers = workers
 
-    def run(self, identity: Mapping[str, Any], progress: Progress) -> None:
+    def to_the_end(self, identity: Mapping[str, Any], progress: Progress) -> None:
         names = tuple(dict.fromkeys((*self.fit_config.inputs, *BASELINE_INPUTS)))
-        data = open_data(
-            self.config, names, self.protocol, self.folder / "data", self.state / "features",
-            progress,
-        )  # fmt: skip
-        pin_config(self.folder / "config.json", {**data.identity, **identity}, "a router")
+        with self.workers.first_before_others():
+            data = open_data(
+                self.config, names, self.protocol, self.folder / "data", self.state / "features",
+                progress,
+            )  # fmt: skip
+            pin_config(self.folder / "config.json", {**data.identity, **identity}, "a router")
         corpus = data.corpus(self.protocol)
         check_corpus(corpus, self.fit_config.inputs, self.fit_config.objective)
         for name, rows in (("calibration", data.calibration), ("test", data.test)):
             _check_part(rows, self.fit_config.objective, name)
-        tracker = open_trackers((), self.folder)
-        fitted = fit(corpus, self.fit_config, progress, checkpoint=self.state, tracker=tracker)
-        tracker.close()
-        self._write(data, fitted)
-        shutil.rmtree(self.state)
+        first = self.workers.first
+        with contextlib.closing(open_trackers((), self.folder) if first else NoTracker()) as to:
+            fitted = fit(corpus, self.fit_config, progress, checkpoint=self.state, tracker=to)
+        if first:
+            self._write(data, fitted)
+            shutil.rmtree(self.state)
 
     def _write(self, data: R2RData, fitted: FitResult) -> None:
         optimizing = self.config.values["optimizing"]
