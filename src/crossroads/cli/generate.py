@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from crossroads.cli.options import PairOptions, pair_options
-from crossroads.errors import ConfigError, RequestError
+from crossroads.errors import ConfigError, RequestError, RouterError
 
 if TYPE_CHECKING:
     from crossroads.decoding.mixed import MixedModels
     from crossroads.decoding.request import Request
     from crossroads.models.base import Tokenizer
     from crossroads.models.pairs import Pair
+    from crossroads.routing.routers.base import Router
     from crossroads.types import TokenRecord, Trace
 
 
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
 @pair_options(context=4096)
 @click.option(
     "--router",
-    default="entropy",
-    show_default=True,
-    help="Router folder, or entropy, margin, max-probability, random, always, never.",
+    default=None,
+    help="Router folder, pretrained, or entropy, margin, max-probability, random, always, never "
+    "[default: pretrained if the package has a router for the pair, else entropy].",
 )
 @click.option(
     "--threshold",
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
 def generate(
     prompt: str,
     models: PairOptions,
-    router: str,
+    router: str | None,
     threshold: float | None,
     system: str | None,
     raw: bool,
@@ -116,23 +117,39 @@ def _prompt_ids(tokenizer: Tokenizer, prompt: str, system: str | None, *, raw: b
     return tokenizer.render([*messages, Message("user", prompt)])
 
 
-def _mixed(pair: Pair, router: str, threshold: float | None) -> MixedModels:
+def _mixed(pair: Pair, router: str | None, threshold: float | None) -> MixedModels:
     from crossroads.decoding.mixed import MixedModels
-    from crossroads.routing.checkpoint import load_router, router_by_name
-    from crossroads.routing.routers.heuristics import HEURISTICS
 
-    if router in HEURISTICS:
-        chosen: Any = router_by_name(router, pair.small.info.vocab_size)
-        own = DEFAULT_HEURISTIC_THRESHOLD
-    else:
-        loaded = load_router(Path(router), pair.small.info)
-        chosen, own = loaded.router, loaded.card.threshold
+    chosen, own = _router(pair, router)
     return MixedModels(
         pair.small, pair.large, chosen, pair.tokenizer, own if threshold is None else threshold
     )
 
 
 DEFAULT_HEURISTIC_THRESHOLD = 0.15
+
+
+def _router(pair: Pair, name: str | None) -> tuple[Router, float]:
+    """Return the router that was asked for and its own threshold."""
+    from crossroads.routing.checkpoint import load_router, router_by_name
+    from crossroads.routing.pretrained import find_pretrained
+    from crossroads.routing.routers.heuristics import HEURISTICS
+
+    small = pair.small.info
+    if name in (None, "pretrained"):
+        found = find_pretrained(small, pair.large.info)
+        if found is not None:
+            return found.router, found.card.threshold
+        if name is not None:
+            raise RouterError(
+                f"the package has no router for {small.name} and {pair.large.info.name}; "
+                "train one, or give --router entropy"
+            )
+    chosen = name or "entropy"
+    if chosen in HEURISTICS:
+        return router_by_name(chosen, small.vocab_size), DEFAULT_HEURISTIC_THRESHOLD
+    loaded = load_router(Path(chosen), small)
+    return loaded.router, loaded.card.threshold
 
 
 def _run(models: MixedModels, request: Request) -> Trace:

@@ -18,6 +18,7 @@ VERBS: Mapping[str, str] = {
     "audit": "check that every label stands beside what it is about",
     "export": "write a labelled dataset in R2R's columns",
     "import-r2r": "read R2R's columns into a labelled dataset",
+    "import-r2r-router": "read R2R's trained router into a router folder",
     "inspect": "look at a labelled dataset, token by token",
     "agreement": "how far the judges of a dataset agree",
     "train": "train, calibrate and report a router",

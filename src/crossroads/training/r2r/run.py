@@ -41,8 +41,8 @@ from crossroads.training.report_page import write_page
 from crossroads.training.rows import Rows
 from crossroads.training.threshold import Target
 from crossroads.training.tracking import NoTracker, open_trackers
-from crossroads.training.workers import Workers
 from crossroads.training.train import BASELINE_INPUTS, REPORT, baselines
+from crossroads.training.workers import Workers
 from crossroads.types import Progress, Split
 
 RESULT, PAGE = "result.json", "report.html"
