@@ -9,11 +9,10 @@ from hypothesis import strategies as st
 
 from crossroads.errors import DataError
 from crossroads.training.ranking import Ranking
+from crossroads.training.target import Target, choose_threshold
 from crossroads.training.threshold import (
     METHODS,
     NEVER,
-    Target,
-    choose_threshold,
     guaranteed_threshold,
     operating_point,
     threshold_for_cost,

@@ -11,11 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crossroads.errors import ConfigError, DataError
+from crossroads.training.target import Target, choose_threshold
 from crossroads.training.threshold import (
     METHODS,
     NEVER,
-    Target,
-    choose_threshold,
     clopper_pearson_lower,
     guaranteed_threshold,
     levels,

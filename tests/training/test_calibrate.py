@@ -35,7 +35,8 @@ from crossroads.training.calibrate import (
 )
 from crossroads.training.fit import score_rows
 from crossroads.training.rows import Corpus
-from crossroads.training.threshold import Target, operating_point, threshold_for_recall
+from crossroads.training.target import Target
+from crossroads.training.threshold import operating_point, threshold_for_recall
 from crossroads.types import Split
 
 INPUTS = ("entropy", "margin")

@@ -170,6 +170,10 @@ def test_a_run_writes_r2rs_result_with_the_numbers_of_its_protocol(run: Run) -> 
 
 def test_a_run_shows_both_protocols_and_the_baselines(run: Run) -> None:
     assert [line["protocol"] for line in run.done.lines][::2] == ["r2r", "default"]
+    card = load_router(run.done.folder).card
+    assert card.calibration["threshold"] == card.threshold == run.done.threshold
+    page = (run.done.folder / "report.html").read_text(encoding="utf-8")
+    assert "One router by R2R" in page
     assert len(run.done.tables()) == 2
     assert {"r2r", "entropy", "random"} < {row["router"] for row in run.done.report["rows"]}
     untouched = any("no line here is of untouched data" in note for note in run.done.notes)

@@ -18,18 +18,16 @@ from rich.console import Console
 from crossroads.errors import DataError
 from crossroads.routing.policy import sends_to_large
 from crossroads.training.metrics import positive_rate_at_recall
-from crossroads.training.report import (
-    RECALLS,
-    Report,
+from crossroads.training.report import RECALLS, Report, measure, training_report
+from crossroads.training.report_page import write_page
+from crossroads.training.report_tables import (
     comparison_lines,
-    measure,
     quality_table,
     recalls_table,
     report_table,
-    training_report,
 )
-from crossroads.training.report_page import write_page
-from crossroads.training.threshold import Target, threshold_for_f1, threshold_for_recall
+from crossroads.training.target import Target
+from crossroads.training.threshold import threshold_for_f1, threshold_for_recall
 from crossroads.types import Label, Split
 
 HOSTILE = "</script><b>$x_1$ & [red]"

@@ -52,7 +52,7 @@ def calibrate(
     from crossroads.provenance import provenance
     from crossroads.routing.checkpoint import load_router
     from crossroads.training.calibrate import check_out, recalibrate, save_recalibrated
-    from crossroads.training.threshold import Target
+    from crossroads.training.target import Target
 
     wanted = None if target is None else Target.parse(target)
     loaded = load_router(router)

@@ -28,7 +28,7 @@ from crossroads.routing.routers.base import Router
 from crossroads.routing.routers.heuristics import entropy, random
 from crossroads.tasks import load_problems
 from crossroads.training.recipes import recipe
-from crossroads.training.report import recalls_table, report_table
+from crossroads.training.report_tables import recalls_table, report_table
 from crossroads.training.threshold import NEVER
 from crossroads.training.train import Trained, train
 from crossroads.types import Problem, Role

@@ -68,8 +68,9 @@ def search(
     from crossroads.dataset import LabelledDataset
     from crossroads.training.ablate import parse_inputs
     from crossroads.training.grid_tables import space_table, terminal, trials_table
-    from crossroads.training.search import BEST, RESULT, SearchConfig
+    from crossroads.training.search import BEST, RESULT
     from crossroads.training.search import search as run_search
+    from crossroads.training.search_space import SearchConfig
 
     *datasets, out = folders
     own = {

@@ -80,13 +80,13 @@ def _train(
     from crossroads.cli.settings import parse_settings
     from crossroads.dataset import LabelledDataset
     from crossroads.training.recipes import read_recipe, recipe
-    from crossroads.training.report import (
+    from crossroads.training.report_tables import (
         comparison_lines,
         quality_table,
         recalls_table,
         report_table,
     )
-    from crossroads.training.threshold import Target
+    from crossroads.training.target import Target
     from crossroads.training.train import train as train_router
 
     if len(folders) < 2:

@@ -21,7 +21,7 @@ from crossroads.routing.checkpoint import LoadedRouter, SmallModelId, save_route
 from crossroads.statistics import Interval
 from crossroads.training.metrics import distance, score_quantiles
 from crossroads.training.report import Labelled, Measured, measure
-from crossroads.training.threshold import Target, choose_threshold
+from crossroads.training.target import Target, choose_threshold
 
 RECORD = "calibration.json"
 TELLING: Mapping[str, float] = {"recall": 0.1, "positive_rate": 0.05}

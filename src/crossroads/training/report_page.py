@@ -14,8 +14,10 @@ from markupsafe import Markup
 
 from crossroads.artifacts import write_text
 from crossroads.svg import DARK, INK, LIGHT, MARKERS, MUTED, SERIES, plain_axes, svg
-from crossroads.training.report import HISTOGRAM_EDGES, verdict
-from crossroads.training.threshold import NEVER, Target
+from crossroads.training.report import HISTOGRAM_EDGES
+from crossroads.training.report_tables import verdict
+from crossroads.training.target import Target
+from crossroads.training.threshold import NEVER
 
 _NONE = "\u2013"
 _LABELS = ("identical", "neutral", "divergent")
@@ -135,6 +137,8 @@ def _chosen_table(report: Values) -> _Table:
 
 
 def _tables(report: Values) -> Iterator[_Table]:
+    if report.get("side_by_side"):
+        yield _protocol_table(report)
     yield _same_recall_table(report)
     if report["comparisons"]:
         yield _comparison_table(report)
@@ -142,6 +146,27 @@ def _tables(report: Values) -> Iterator[_Table]:
     yield _quality_table(report)
     yield _domain_table(report)
     yield _split_table(report)
+
+
+def _protocol_table(report: Values) -> _Table:
+    return _Table(
+        "One router by R2R's protocol and by ours",
+        " ".join(f"{note[:1].upper()}{note[1:]}." for note in report.get("notes", [])),
+        (
+            "protocol", "chosen on", "measured on", "threshold", "recall %", "positive_rate %",
+            "positives", "tokens",
+        ),
+        tuple(
+            (
+                line["protocol"], line["chosen_on"], line["measured_on"],
+                _threshold(line["threshold"]),
+                _cell(line["recall"], line["recall_interval"]),
+                _cell(line["positive_rate"], line["positive_rate_interval"]),
+                f"{line['positives']:,}", f"{line['tokens']:,}",
+            )
+            for line in report["side_by_side"]
+        ),
+    )  # fmt: skip
 
 
 def _by_router(report: Values) -> tuple[list[float], dict[str, dict[float, Values]]]:

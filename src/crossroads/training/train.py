@@ -24,7 +24,7 @@ from crossroads.training.fit import FitResult, fit, score_rows
 from crossroads.training.report import RECALLS, scored, training_report
 from crossroads.training.report_page import write_page
 from crossroads.training.rows import Corpus
-from crossroads.training.threshold import Target
+from crossroads.training.target import Target
 from crossroads.training.tracking import NoTracker, open_trackers
 from crossroads.training.workers import Workers
 from crossroads.types import Progress, Split

@@ -36,10 +36,11 @@ from crossroads.training.r2r.protocol import (
     side_by_side,
 )
 from crossroads.training.r2r.result import R2RResult
-from crossroads.training.report import RECALLS, report_table, scored, training_report
+from crossroads.training.report import RECALLS, scored, training_report
 from crossroads.training.report_page import write_page
+from crossroads.training.report_tables import report_table
 from crossroads.training.rows import Rows
-from crossroads.training.threshold import Target
+from crossroads.training.target import Target
 from crossroads.training.tracking import NoTracker, open_trackers
 from crossroads.training.train import BASELINE_INPUTS, REPORT, baselines
 from crossroads.training.workers import Workers
@@ -191,9 +192,9 @@ class _Training:
             optimizing, held, calibration, test, self.config.min_recall, self.config.seed
         )
         notes = [*data.notes, *self._notes(replayed, data)]
-        threshold = self._threshold(replayed, lines)
-        self._save_router(data, fitted, threshold, lines)
-        self._result(replayed, test, threshold, fitted, lines, notes).write(self.result_path)
+        line = self._line(replayed, lines)
+        self._save_router(data, fitted, line)
+        self._result(replayed, test, line.threshold, fitted, lines, notes).write(self.result_path)
         content = {
             **self._report(data, fitted.router),
             "target_recall": self.config.min_recall,
@@ -225,12 +226,12 @@ class _Training:
         positive_N = rows.positive(self.fit_config.objective)
         return Scored(score_rows(router, rows), positive_N, rows.problem_N)
 
-    def _threshold(self, replayed: Optimised, lines: Sequence[Line]) -> float:
-        """Return the protocol's threshold; an exact one where R2R's grid has none."""
-        _, exact, ours = lines
+    def _line(self, replayed: Optimised, lines: Sequence[Line]) -> Line:
+        """Return the line of the protocol's threshold; an exact one where R2R's grid has none."""
+        grid, exact, ours = lines
         if self.protocol == "default":
-            return ours.threshold
-        return replayed.choice.threshold if replayed.choice.met else exact.threshold
+            return ours
+        return grid if replayed.choice.met else exact
 
     def _notes(self, replayed: Optimised, data: R2RData) -> list[str]:
         notes = []
@@ -257,19 +258,18 @@ class _Training:
         self,
         data: R2RData,
         fitted: FitResult,
-        threshold: float,
-        lines: Sequence[Line],
+        line: Line,
     ) -> None:
         card = RouterCard(
             small=data.small,
             large_name=data.card["large"]["name"],
             large_fingerprint=data.card["large"]["fingerprint"],
             pair=data.card["pair"],
-            threshold=threshold,
+            threshold=line.threshold,
             calibration={
                 "target_recall": self.config.min_recall,
                 "objective": self.fit_config.objective,
-                **lines[2 if self.protocol == "default" else 0].values(),
+                **line.values(),
                 "protocol": self.protocol,
             },
             provenance=provenance(
