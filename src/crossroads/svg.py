@@ -68,6 +68,11 @@ def plain_axes(axes: Any, x_label: str, y_label: str) -> None:
     """Give axes their labels, a quiet grid and no frame."""
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
+    quiet(axes)
+
+
+def quiet(axes: Any) -> None:
+    """Give axes a quiet grid and no frame."""
     axes.grid(visible=True, color=RULE, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(length=0, which="both")

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from crossroads.diagnosis.plots import Plot, Series
 from crossroads.diagnosis.verdict import Verdict
-from crossroads.errors import EngineError
+from crossroads.svg import MUTED, SERIES, quiet, svg
 
-# Stand-ins that the drawing uses and the page replaces, so that dark and light share one figure.
-_INK, _MUTED, _RULE = "#010203", "#040506", "#070809"
-_SERIES = ("#0a0b0c", "#0d0e0f", "#101112", "#131415")
-_VARIABLES = {
-    _INK: "var(--ink)",
-    _MUTED: "var(--muted)",
-    _RULE: "var(--rule)",
-    **{colour: f"var(--series-{i})" for i, colour in enumerate(_SERIES)},
-}
+_SERIES = SERIES[:4]
 _MARKERS = "osD^"
 
 
@@ -30,17 +21,19 @@ def plot_figure(plot: Plot) -> str:
         EngineError: matplotlib is not installed.
     """
     rows = -(-len(plot.series) // 2)
-    return _svg(3.1 + 0.24 * rows, 2.5, lambda axes: _draw(axes, plot), legend=True)
+    name = re.sub(r"\W+", "-", plot.title.lower())
+    return _svg(name, 3.1 + 0.24 * rows, 2.5, lambda axes: _draw(axes, plot), legend=True)
 
 
 def points_figure(verdicts: Sequence[Verdict]) -> str:
     """Return each cause's points as a bar with its interval; at least one verdict has points."""
     shown = [verdict for verdict in verdicts if verdict.points is not None]
     height = 0.9 + 0.3 * len(shown)
-    return _svg(height, height - 0.55, lambda axes: _draw_points(axes, shown), left=0.34)
+    return _svg("points", height, height - 0.55, lambda axes: _draw_points(axes, shown), left=0.34)
 
 
 def _svg(
+    name: str,
     height: float,
     plot_height: float,
     draw: Callable[[Any], None],
@@ -48,36 +41,15 @@ def _svg(
     left: float = 0.125,
     legend: bool = False,
 ) -> str:
-    matplotlib, figure_class = _import_matplotlib()
-    settings = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "crossroads",
-        "text.parse_math": False,
-        "font.size": 10,
-        "axes.edgecolor": _RULE,
-        "axes.labelcolor": _INK,
-        "xtick.color": _MUTED,
-        "ytick.color": _MUTED,
-        "text.color": _INK,
-    }
-    buffer = io.StringIO()
-    with matplotlib.rc_context(settings):
-        figure = figure_class(figsize=(5.0, height))
-        top = 0.1
-        axes = figure.add_axes(
-            (left, 1 - (top + plot_height) / height, 0.97 - left, plot_height / height)
-        )
+    def draw_all(figure: Any) -> None:
+        place = (left, 1 - (0.1 + plot_height) / height, 0.97 - left, plot_height / height)
+        axes = figure.add_axes(place)
         draw(axes)
-        axes.grid(visible=True, color=_RULE, linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.tick_params(length=0, which="both")
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
+        quiet(axes)
         if legend:
             figure.legend(loc="lower left", ncols=2, frameon=False, borderaxespad=0.2, numpoints=1)
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    return _inlined(buffer.getvalue())
+
+    return svg(name, 5.0, height, draw_all)
 
 
 def _draw(axes: Any, plot: Plot) -> None:
@@ -117,35 +89,13 @@ def _draw_points(axes: Any, verdicts: Sequence[Verdict]) -> None:
         points = verdict.points
         assert points is not None
         found = verdict.status.value == "found"
-        colour = _SERIES[1] if found else _MUTED
+        colour = _SERIES[1] if found else MUTED
         axes.plot([0, 100 * points.value], [number, number], color=colour, linewidth=6, alpha=0.6)
         if points.interval is not None:
             ends = [100 * points.interval.low, 100 * points.interval.high]
             axes.plot(ends, [number, number], color=colour, linewidth=1.2)
         names.append(verdict.name)
-    axes.axvline(0, color=_MUTED, linewidth=0.8)
+    axes.axvline(0, color=MUTED, linewidth=0.8)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(-0.7, len(names) - 0.3)
     axes.set_xlabel("points of positive_rate")
-
-
-def _inlined(svg: str) -> str:
-    """Return the bare element, with the page's colours and font, scaling with its width."""
-    svg = svg[svg.index("<svg") :]
-    head, body = svg.split(">", 1)
-    head = re.sub(r' (width|height)="[^"]*"', "", head)
-    for colour, variable in _VARIABLES.items():
-        body = body.replace(colour, variable)
-    body = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font: \1 var(--sans)", body)
-    return f'{head} aria-hidden="true">{body}'
-
-
-def _import_matplotlib() -> tuple[Any, Any]:
-    try:
-        import matplotlib  # noqa: PLC0415  takes a second, and only pages need it
-        from matplotlib.figure import Figure  # noqa: PLC0415  no pyplot: no display, no state
-    except ImportError as error:
-        raise EngineError(
-            'the page needs the package matplotlib; `pip install "crossroads-lm[evaluate]"`'
-        ) from error
-    return matplotlib, Figure

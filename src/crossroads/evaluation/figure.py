@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Sequence
 from typing import Any
 
-from crossroads.errors import EngineError
 from crossroads.evaluation.results import SystemKind, SystemSummary
+from crossroads.svg import INK, MUTED, RULE, SERIES, svg
 
-# Stand-ins that the drawing uses and the page replaces, so that dark and light share one figure.
-_INK, _MUTED, _RULE = "#010203", "#040506", "#070809"
-_SERIES = ("#0a0b0c", "#0d0e0f", "#101112", "#131415", "#161718", "#191a1b")
-_VARIABLES = {
-    _INK: "var(--ink)",
-    _MUTED: "var(--muted)",
-    _RULE: "var(--rule)",
-    **{colour: f"var(--series-{i})" for i, colour in enumerate(_SERIES)},
-}
+_SERIES = SERIES[:6]
 _MARKERS = "osD^vPX<>"
 _NEAR = 0.03  # of large_fraction: closer points are drawn side by side
 _SHIFT_POINTS = 4.5
@@ -32,29 +22,13 @@ def accuracy_figure(summaries: Sequence[SystemSummary]) -> str:
     Raises:
         EngineError: matplotlib is not installed.
     """
-    matplotlib, figure_class = _import_matplotlib()
-    settings = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "crossroads",
-        "text.parse_math": False,
-        "font.size": 10,
-        "axes.edgecolor": _RULE,
-        "axes.labelcolor": _INK,
-        "xtick.color": _MUTED,
-        "ytick.color": _MUTED,
-        "text.color": _INK,
-    }
-    buffer = io.StringIO()
-    with matplotlib.rc_context(settings):
-        rows = -(-len(summaries) // 2)
-        height = 3.1 + 0.22 * rows
-        figure = figure_class(figsize=(5.0, height))
-        axes = figure.add_axes((0.115, 1 - 2.5 / height, 0.855, 2.4 / height))
-        _draw(axes, summaries)
+    height = 3.1 + 0.22 * -(-len(summaries) // 2)
+
+    def draw(figure: Any) -> None:
+        _draw(figure.add_axes((0.115, 1 - 2.5 / height, 0.855, 2.4 / height)), summaries)
         figure.legend(loc="lower left", ncols=2, frameon=False, borderaxespad=0.2, numpoints=1)
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    return _inlined(buffer.getvalue())
+
+    return svg("accuracy", 5.0, height, draw)
 
 
 def _draw(axes: Any, summaries: Sequence[SystemSummary]) -> None:
@@ -63,14 +37,14 @@ def _draw(axes: Any, summaries: Sequence[SystemSummary]) -> None:
     coloured = 0
     for number, summary in enumerate(summaries):
         alone = summary.kind in (SystemKind.SMALL, SystemKind.LARGE)
-        colour = _INK if alone else _SERIES[coloured % len(_SERIES)]
+        colour = INK if alone else _SERIES[coloured % len(_SERIES)]
         coloured += not alone
         _draw_point(axes, summary, colour, _MARKERS[number % len(_MARKERS)], shifts[number])
     axes.set_xlim(-3, 103)
     axes.set_ylim(-3, 103)
     axes.set_xlabel("generated tokens written by the large model (%)")
     axes.set_ylabel("correct answers (%)")
-    axes.grid(visible=True, color=_RULE, linewidth=0.6)
+    axes.grid(visible=True, color=RULE, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(length=0)
     for side in ("top", "right"):
@@ -83,7 +57,7 @@ def _draw_chord(axes: Any, summaries: Sequence[SystemSummary]) -> None:
         small, large = ends[SystemKind.SMALL], ends[SystemKind.LARGE]
         across = [100 * small.large_fraction, 100 * large.large_fraction]
         up = [100 * small.accuracy, 100 * large.accuracy]
-        axes.plot(across, up, linestyle=(0, (5, 4)), linewidth=1, color=_MUTED, zorder=1)
+        axes.plot(across, up, linestyle=(0, (5, 4)), linewidth=1, color=MUTED, zorder=1)
 
 
 def _draw_point(axes: Any, summary: SystemSummary, colour: str, marker: str, shift: float) -> None:
@@ -122,25 +96,3 @@ def _shifts(fractions: Sequence[float]) -> list[float]:
             shifts[member] = (place - (len(group) - 1) / 2) * _SHIFT_POINTS
         group = [] if index is None else [index]
     return shifts
-
-
-def _inlined(svg: str) -> str:
-    """Return the bare element, with the page's colours and font, scaling with its width."""
-    svg = svg[svg.index("<svg") :]
-    head, body = svg.split(">", 1)
-    head = re.sub(r' (width|height)="[^"]*"', "", head)
-    for colour, variable in _VARIABLES.items():
-        body = body.replace(colour, variable)
-    body = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font: \1 var(--sans)", body)
-    return f'{head} aria-hidden="true">{body}'
-
-
-def _import_matplotlib() -> tuple[Any, Any]:
-    try:
-        import matplotlib  # noqa: PLC0415  takes a second, and only pages need it
-        from matplotlib.figure import Figure  # noqa: PLC0415  no pyplot: no display, no state
-    except ImportError as error:
-        raise EngineError(
-            'the page needs the package matplotlib; `pip install "crossroads-lm[evaluate]"`'
-        ) from error
-    return matplotlib, Figure

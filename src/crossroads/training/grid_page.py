@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ import jinja2
 from markupsafe import Markup
 
 from crossroads.artifacts import write_text
-from crossroads.errors import EngineError
+from crossroads.svg import INK, MUTED, SERIES, quiet, svg
 from crossroads.training.grid_tables import (
     TextTable,
     ablation_tables,
@@ -26,15 +24,7 @@ from crossroads.training.grid_tables import (
     spread,
 )
 
-# Stand-ins that the drawing uses and the page replaces, so that dark and light share one figure.
-_INK, _MUTED, _RULE = "#010203", "#040506", "#070809"
-_SERIES = ("#0a0b0c", "#0d0e0f", "#101112", "#131415", "#161718", "#191a1b")
-_VARIABLES = {
-    _INK: "var(--ink)",
-    _MUTED: "var(--muted)",
-    _RULE: "var(--rule)",
-    **{colour: f"var(--series-{i})" for i, colour in enumerate(_SERIES)},
-}
+_SERIES = SERIES[:6]
 _MARKERS = "osD^vP"
 _SHOWN = (0.95, 0.8)
 _WIDTH = 7.2  # inches
@@ -158,10 +148,11 @@ def _curve_lead(result: Values) -> str:
 def _forest(rows: Sequence[Values], objective: str, recall: float) -> _Figure:
     """Return every row's positive_rate with its interval, and the best heuristic as a line."""
     height = 0.75 + 0.24 * len(rows)
-    svg = _svg(height, lambda figure: _draw_forest(figure, rows, recall, height))
+    name = f"forest-{objective}-{percent(recall)}"
+    drawing = _svg(name, height, lambda figure: _draw_forest(figure, rows, recall, height))
     return _Figure(
         f"positive_rate at {percent(recall)} % recall of {objective} tokens",
-        svg,
+        drawing,
         "Left is better. Points: mean over the seeds; lines: 95 % intervals over problems; small "
         "marks: single seeds' extremes. The dashed line is the best heuristic on test.",
     )
@@ -175,7 +166,7 @@ def _draw_forest(figure: Any, rows: Sequence[Values], recall: float, height: flo
         rate = _at(row, recall)["positive_rate"]
         number = recipes.index(row.get("recipe", "heuristic"))
         heuristic = row["kind"] == "heuristic"
-        colour = _MUTED if heuristic else _SERIES[number % len(_SERIES)]
+        colour = MUTED if heuristic else _SERIES[number % len(_SERIES)]
         ends = [100 * rate["interval"]["low"], 100 * rate["interval"]["high"]]
         axes.plot(ends, [place, place], color=colour, linewidth=1.4, alpha=0.65)
         extremes = [100 * rate["least"], 100 * rate["most"]]
@@ -185,23 +176,24 @@ def _draw_forest(figure: Any, rows: Sequence[Values], recall: float, height: flo
         if heuristic and row["name"] != "random":
             rest.append(100 * rate["mean"])
     if rest:
-        axes.axvline(min(rest), color=_MUTED, linewidth=1, linestyle=(0, (5, 4)))
+        axes.axvline(min(rest), color=MUTED, linewidth=1, linestyle=(0, (5, 4)))
     names = [textwrap.fill(row["name"], _NAME_WIDTH) for row in reversed(rows)]
     axes.set_yticks(range(len(rows)), names)
-    axes.tick_params(axis="y", labelcolor=_INK, labelsize=9)
+    axes.tick_params(axis="y", labelcolor=INK, labelsize=9)
     axes.set_ylim(-0.7, len(rows) - 0.3)
     most = [100 * _at(r, recall)["positive_rate"]["interval"]["high"] for r in rows]
     sane = [m for m, row in zip(most, rows, strict=True) if row["name"] != "random"]
     axes.set_xlim(0, 1.05 * max(sane or most))  # random is far to the right, and says nothing
     axes.set_xlabel("tokens sent to the large model (%)")
-    _tidy(axes)
+    quiet(axes)
 
 
 def _curve(result: Values, recall: float) -> _Figure:
-    svg = _svg(4.4, lambda figure: _draw_curves(figure, result, recall))
+    name = f"curve-{percent(recall)}"
+    drawing = _svg(name, 4.4, lambda figure: _draw_curves(figure, result, recall))
     return _Figure(
         f"positive_rate at {percent(recall)} % recall against training tokens",
-        svg,
+        drawing,
         "Points: mean over the seeds, with 95 % intervals over problems. Lines: the fitted power "
         "law, drawn on beyond the data; shaded: its 95 % interval, if the law holds. Flat lines: "
         "the heuristics, which learn nothing.",
@@ -217,7 +209,7 @@ def _draw_curves(figure: Any, result: Values, recall: float) -> None:
         if row["name"] != "random":
             rate = 100 * _at(row, recall)["positive_rate"]["mean"]
             axes.axhline(
-                rate, color=_MUTED, linewidth=1, linestyle=(0, next(dashes)), label=row["name"]
+                rate, color=MUTED, linewidth=1, linestyle=(0, next(dashes)), label=row["name"]
             )
     axes.set_xscale("log")
     # The library's own labels of powers are formulas, which the page would show as source.
@@ -226,7 +218,7 @@ def _draw_curves(figure: Any, result: Values, recall: float) -> None:
     axes.set_ylim(bottom=0)
     axes.set_xlabel("training tokens")
     axes.set_ylabel("tokens sent (%)")
-    _tidy(axes)
+    quiet(axes)
     figure.legend(loc="lower left", ncols=3, frameon=False, borderaxespad=0.2, numpoints=1)
 
 
@@ -253,49 +245,5 @@ def _draw_curve(axes: Any, curve: Values, recall: float, number: int) -> None:
         axes.fill_between(at, low, high, color=colour, alpha=0.12, linewidth=0)
 
 
-def _tidy(axes: Any) -> None:
-    axes.grid(visible=True, color=_RULE, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.tick_params(length=0, which="both")
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-
-
-def _svg(height: float, draw: Callable[[Any], None]) -> Markup:
-    """Return a figure as an SVG element; the same drawing always gives the same text."""
-    try:
-        import matplotlib  # noqa: PLC0415  takes a second, and only pages need it
-        from matplotlib.figure import Figure  # noqa: PLC0415  no pyplot: no display, no state
-    except ImportError as error:
-        raise EngineError(
-            'the page needs the package matplotlib; `pip install "crossroads-lm[evaluate]"`'
-        ) from error
-    style = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "crossroads",
-        "text.parse_math": False,
-        "font.size": 10,
-        "axes.edgecolor": _RULE,
-        "axes.labelcolor": _INK,
-        "xtick.color": _MUTED,
-        "ytick.color": _MUTED,
-        "text.color": _INK,
-    }
-    buffer = io.StringIO()
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(_WIDTH, height))
-        draw(figure)
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    return Markup(_inlined(buffer.getvalue()))  # noqa: S704  matplotlib escapes the names
-
-
-def _inlined(svg: str) -> str:
-    """Return the bare element, with the page's colours and font, scaling with its width."""
-    svg = svg[svg.index("<svg") :]
-    head, body = svg.split(">", 1)
-    head = re.sub(r' (width|height)="[^"]*"', "", head)
-    for colour, variable in _VARIABLES.items():
-        body = body.replace(colour, variable)
-    body = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font: \1 var(--sans)", body)
-    return f'{head} aria-hidden="true">{body}'
+def _svg(name: str, height: float, draw: Callable[[Any], None]) -> Markup:
+    return Markup(svg(name, _WIDTH, height, draw))  # noqa: S704  matplotlib escapes the names
