@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,53 @@ def test_train_prints_the_router_beside_the_heuristics(
     assert not (out / "state").exists()
     assert run(["train", str(data), str(out), *RECIPE]) == 2
     assert "holds a router of another run" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--set", "network.width=banana"], "router width must be a number (int), got 'banana'"),
+        (["--set", "network.widht=16"], "no setting 'widht'; did you mean 'width'"),
+        (["--target", "guarantee=0.999,confidence=0.999"], "no threshold guarantees 99.9 %"),
+        (["--device", "cuda:99"], "'cuda:99' was asked for"),
+        (["--target", "recall=1.2"], "must be in (0, 1], got 1.2"),
+    ],
+)
+def test_a_refused_run_says_why_before_it_reads_the_data(
+    options: list[str], sentence: str, data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "router"
+    assert run(["train", str(data), str(out), *RECIPE, *options]) == 2
+    said = capfd.readouterr().err
+    assert sentence in said
+    assert "features" not in said
+    assert not (out / "router.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"problem_id": "one", "split": "train"}, "the train split has one problem only"),
+        ({"problem_id": "one", "split": "test"}, "the train split has no position"),
+    ],
+)
+def test_data_that_cannot_be_trained_on_is_told_before_it_is_read(
+    change: dict[str, str],
+    sentence: str,
+    data: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    copied = tmp_path / "data"
+    shutil.copytree(data, copied)
+    card = json.loads((copied / "dataset.json").read_text())
+    for row in card["responses"]:
+        row.update(change)
+    (copied / "dataset.json").write_text(json.dumps(card))
+    assert run(["train", str(copied), str(tmp_path / "router"), *RECIPE]) == 2
+    said = capfd.readouterr().err
+    assert sentence in said
+    assert "features" not in said
 
 
 def test_r2rs_config_trains_as_it_is(

@@ -16,6 +16,7 @@ from crossroads.errors import ConfigError, DataError
 from crossroads.routing.routers.neural import build_network
 from crossroads.training import search as search_module
 from crossroads.training import trainer as trainer_module
+from crossroads.training.checks import empty_network
 from crossroads.training.config import settings
 from crossroads.training.losses import build_loss
 from crossroads.training.recipes import read_recipe, recipe
@@ -27,7 +28,6 @@ from crossroads.training.search_space import (
     Range,
     SearchConfig,
     Space,
-    empty_network,
 )
 from crossroads.training.trainer import Trainer
 from crossroads.types import SilentProgress, Split

@@ -5,11 +5,60 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+from torch import nn
 
+from crossroads.dataset import UNJUDGED, LabelledDataset
 from crossroads.errors import ConfigError, DataError
-from crossroads.training.rows import Corpus
+from crossroads.routing.routers.neural import build_network
+from crossroads.training.config import FitConfig
+from crossroads.training.rows import Corpus, positive_of
 from crossroads.training.statistics import input_statistics
+from crossroads.training.target import Target, choose_threshold
 from crossroads.types import Split
+
+
+def check_before(datasets: Sequence[LabelledDataset], config: FitConfig, target: Target) -> None:
+    """Refuse by labels and settings alone, before any feature is computed.
+
+    Raises:
+        DataError: what `check_split` says of any split, or a guarantee that even a perfect router
+            could not have on so few problems.
+        RouterError: the settings make no network.
+    """
+    empty_network(config, datasets[0].small.hidden_size)
+    for split in Split:
+        problem_N, positive_N = _labels(datasets, split, config.objective)
+        _check(split, tuple(dict.fromkeys(problem_N.tolist())), positive_N, config.objective)
+        if split == Split.CALIBRATION and target.kind == "guarantee":
+            perfect_N = positive_N.astype(np.float64)
+            choose_threshold(target, perfect_N, positive_N, problem_N, config.seed)
+
+
+def empty_network(config: FitConfig, hidden_size: int = 1) -> nn.Module:
+    """Return the network of a config without its numbers: no memory, no time.
+
+    Raises:
+        RouterError: the settings make no network.
+    """
+    with torch.device("meta"):
+        return build_network(config.architecture, config.network_values(hidden_size))
+
+
+def _labels(
+    datasets: Sequence[LabelledDataset], split: Split, objective: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the problem ids [N] and the positive class [N] of a split's judged positions."""
+    problems: list[np.ndarray] = [np.zeros(0, dtype=str)]
+    values: list[np.ndarray] = [np.zeros(0, dtype=np.uint8)]
+    for dataset in datasets:
+        labels = dataset.labels()
+        for row in dataset.responses:
+            if row.split == split:
+                label_N = labels.of(row).label_N.numpy()
+                values.append(label_N[label_N != UNJUDGED])
+                problems.append(np.full(len(values[-1]), row.problem_id))
+    return np.concatenate(problems), positive_of(np.concatenate(values), objective)
 
 
 def check_corpus(corpus: Corpus, names: Sequence[str], objective: str) -> None:
@@ -30,14 +79,17 @@ def check_split(corpus: Corpus, split: Split, objective: str) -> None:
         DataError: it is empty, of one problem, without positives or without negatives.
     """
     rows = corpus.split(split)
-    if not len(rows):
+    _check(split, rows.problem_ids, rows.positive(objective), objective)
+
+
+def _check(split: Split, problem_ids: Sequence[str], positive: np.ndarray, objective: str) -> None:
+    if not len(positive):
         raise DataError(f"the {split} split has no position; label more problems")
-    if len(rows.problem_ids) < 2:
+    if len(problem_ids) < 2:
         raise DataError(
-            f"the {split} split has one problem only ({rows.problem_ids[0]!r}); what holds for "
+            f"the {split} split has one problem only ({problem_ids[0]!r}); what holds for "
             "it may hold for no other, so label more problems"
         )
-    positive = rows.positive(objective)
     if not positive.any():
         raise DataError(f"no {objective} token in the {split} split; label more problems")
     if positive.all():

@@ -37,6 +37,15 @@ LARGE_PROBABILITY = "large_probability"
 """Column: the large model's probability of the small model's token; nan where nobody knows it."""
 
 
+def positive_of(label_N: np.ndarray, objective: str) -> np.ndarray:
+    """Return the positive class [N], bool: `divergent`, or `mismatch` (neutral counts too)."""
+    if objective == "divergent":
+        divergent: np.ndarray = label_N == Label.DIVERGENT
+        return divergent
+    mismatch: np.ndarray = label_N != Label.IDENTICAL
+    return mismatch
+
+
 @dataclass(frozen=True, slots=True)
 class Rows:
     """The judged positions of one split, of one or several datasets.
@@ -66,12 +75,8 @@ class Rows:
         return len(self.label_N)
 
     def positive(self, objective: str) -> np.ndarray:
-        """Return the positive class [N], bool: `divergent`, or `mismatch` (neutral counts too)."""
-        if objective == "divergent":
-            divergent: np.ndarray = self.label_N == Label.DIVERGENT
-            return divergent
-        mismatch: np.ndarray = self.label_N != Label.IDENTICAL
-        return mismatch
+        """Return the positive class [N], bool."""
+        return positive_of(self.label_N, objective)
 
     def features(
         self, rows: slice | np.ndarray, names: Sequence[str] | None = None

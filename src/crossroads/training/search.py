@@ -34,12 +34,12 @@ from crossroads.artifacts import (
 from crossroads.dataset import LabelledDataset
 from crossroads.errors import ConfigError, CrossroadsError, EngineError
 from crossroads.provenance import provenance
-from crossroads.training.checks import check_corpus
+from crossroads.training.checks import check_corpus, empty_network
 from crossroads.training.config import FitConfig, settings
 from crossroads.training.fit import fit
 from crossroads.training.grid import Within
 from crossroads.training.rows import Corpus
-from crossroads.training.search_space import SearchConfig, Space, empty_network
+from crossroads.training.search_space import SearchConfig, Space
 from crossroads.types import Progress
 
 STARTUP_TRIALS = 10

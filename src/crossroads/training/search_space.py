@@ -9,12 +9,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
 
 from crossroads.errors import ConfigError
-from crossroads.routing.routers.neural import build_network, config_values
+from crossroads.routing.routers.neural import config_values
 from crossroads.training.ablate import parse_inputs
+from crossroads.training.checks import empty_network
 from crossroads.training.config import FitConfig, read_settings, settings
 from crossroads.training.losses import LossConfig
 from crossroads.training.recipes import recipe
@@ -242,9 +241,3 @@ class Space:
     def words(self) -> dict[str, str]:
         """Return the space for people: setting and values."""
         return {key: str(parameter) for key, parameter in self.parameters.items()}
-
-
-def empty_network(config: FitConfig) -> nn.Module:
-    """Return the network of a config without its numbers: no memory, no time."""
-    with torch.device("meta"):
-        return build_network(config.architecture, config.network_values(1))

@@ -18,7 +18,7 @@ from crossroads.routing.routers.base import Router
 from crossroads.routing.routers.heuristics import entropy, margin, max_probability, random
 from crossroads.routing.routers.neural import NeuralRouter
 from crossroads.training.calibrate import calibrate_scores
-from crossroads.training.checks import check_split
+from crossroads.training.checks import check_before
 from crossroads.training.config import FitConfig, settings
 from crossroads.training.fit import FitResult, fit, score_rows
 from crossroads.training.report import RECALLS, scored, training_report
@@ -91,9 +91,9 @@ def _train(
 ) -> None:
     state = folder / "state"
     names = tuple(dict.fromkeys((*config.inputs, *BASELINE_INPUTS)))
+    check_before(datasets, config, target)
     with workers.first_before_others():
         corpus = Corpus.open(datasets, names, state / "features", progress)
-    check_split(corpus, Split.TEST, config.objective)  # before an hour of training, not after it
     with closing(open_trackers(trackers, folder) if workers.first else NoTracker()) as tracker:
         result = fit(corpus, config, progress, checkpoint=state, tracker=tracker)
     if workers.first:

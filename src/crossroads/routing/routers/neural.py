@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from crossroads.errors import RouterError
+from crossroads.names import nearest
 from crossroads.routing.routers.mlp import MLPConfig, MLPNetwork
 from crossroads.routing.routers.r2r import R2RNetwork, R2RNetworkConfig
 
@@ -98,10 +99,25 @@ def build_network(name: str, config: Mapping[str, Any]) -> nn.Module:
         raise RouterError(f"unknown router type {name!r}; known: {', '.join(ARCHITECTURES)}")
     architecture = ARCHITECTURES[name]
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+    _check_values(name, architecture.config, values)
     try:
         return architecture.network(architecture.config(**values))
     except TypeError as error:
         raise RouterError(f"the config of router type {name!r} does not fit: {error}") from error
+
+
+_KINDS: Mapping[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,)}
+
+
+def _check_values(name: str, config: Any, values: Mapping[str, Any]) -> None:
+    """Refuse settings that the config does not have, and numbers that are none."""
+    known = {field.name: str(field.type) for field in fields(config)}
+    for key, value in values.items():
+        if key not in known:
+            raise RouterError(f"router type {name!r} has no setting {key!r}; {nearest(key, known)}")
+        kinds = _KINDS.get(known[key])
+        if kinds and (not isinstance(value, kinds) or isinstance(value, bool) != (bool in kinds)):
+            raise RouterError(f"router {key} must be a number ({known[key]}), got {value!r}")
 
 
 def config_values(network: nn.Module) -> dict[str, Any]:
