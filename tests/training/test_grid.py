@@ -264,7 +264,9 @@ def test_an_ablation_end_to_end(
     assert "http" not in page.replace("http://www.w3.org", "").replace("http-equiv", "")
     assert page.count("<svg") == 2
     assert "distribution: entropy + margin" in page
-    assert (tmp_path / "ablation.md").read_text() == markdown(ablation_tables(result))
+    text = (tmp_path / "ablation.md").read_text()
+    assert text == markdown(ablation_tables(result))
+    assert "| **" in text  # what calibration prefers
     for shown in ablation_tables(result):
         assert terminal(shown).row_count == len(result["rows"])
         assert all(len(row) == len(shown.header) for row in shown.rows)
@@ -347,6 +349,17 @@ def test_a_law_is_found_again(asymptote: float, gain: float, exponent: float) ->
     law = Law.fit(tokens, np.stack([rates, rates * 1.1]))
     np.testing.assert_allclose([law.at(t)[0] for t in tokens], rates, rtol=0.02, atol=1e-4)
     assert law.at(4e5)[0] == pytest.approx(asymptote + gain * 4**-exponent, abs=0.02 * gain + 1e-4)
+
+
+def test_an_uncertain_point_bends_the_law_little() -> None:
+    tokens = np.geomspace(1e3, 1e5, 6)
+    truth = 0.1 + 0.1 * (tokens / tokens[-1]) ** -0.3
+    noise = np.random.default_rng(0).normal(size=(400, 6)) * [0.1, *[0.004] * 5]
+    noise[0] = [0.3, 0, 0, 0, 0, 0]
+    law = Law.fit(tokens, truth + noise)
+    assert law.at(1e5)[0] == pytest.approx(truth[-1], abs=0.003)
+    alone = Law.fit(tokens, (truth + noise)[:1])
+    assert abs(alone.at(1e5)[0] - truth[-1]) > 0.01
 
 
 @given(st.integers(0, 100))

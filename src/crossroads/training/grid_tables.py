@@ -69,7 +69,14 @@ def markdown(tables: Sequence[TextTable]) -> str:
     """Return the tables as Markdown."""
     parts = []
     for table in tables:
-        head, *body = (" | ".join(map(_escaped, row)) for row in (table.flat_header, *table.rows))
+        head = " | ".join(map(_escaped, table.flat_header))
+        body = (
+            " | ".join(
+                f"**{_escaped(cell)}**" if number in table.strong else _escaped(cell)
+                for cell in row
+            )
+            for number, row in enumerate(table.rows)
+        )
         rule = " | ".join(["---", *["---:"] * (len(table.header) - 1)])
         lines = "\n".join(f"| {line} |" for line in (head, rule, *body))
         parts.append(f"**{_escaped(table.title)}**\n\n{lines}")

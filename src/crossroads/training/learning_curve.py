@@ -261,8 +261,13 @@ class Law:
 
     @classmethod
     def fit(cls, tokens_P: np.ndarray, rates_RP: np.ndarray) -> Law:
-        """Return the least-squares law of every draw; the exponent is searched ever more finely."""
+        """Return the least-squares law of every draw; the exponent is searched ever more finely.
+
+        A point counts by the inverse of its variance over the draws: the smallest parts are high
+        and uncertain, and would bend the law away from the end that it is drawn on from.
+        """
         reference, draws = float(tokens_P.max()), len(rates_RP)
+        weight_P = _weights(rates_RP)
         best_R = np.full(draws, np.inf)
         law = [np.zeros(draws), np.zeros(draws), np.full(draws, _MIDDLE)]
         width = _SPREAD
@@ -271,9 +276,9 @@ class Law:
             for step in np.linspace(-1, 1, _STEPS):
                 exponent_R = (middle_R * width**step).clip(_MIDDLE / _SPREAD, _MIDDLE * _SPREAD)
                 power_RP = (tokens_P / reference) ** -exponent_R[:, None]
-                asymptote_R, gain_R = _line(power_RP, rates_RP)
+                asymptote_R, gain_R = _line(power_RP, rates_RP, weight_P)
                 error_RP = asymptote_R[:, None] + gain_R[:, None] * power_RP - rates_RP
-                error_R = np.square(error_RP).sum(axis=1)
+                error_R = (weight_P * np.square(error_RP)).sum(axis=1)
                 better_R = error_R < best_R
                 best_R[better_R] = error_R[better_R]
                 for kept, new in zip(law, (asymptote_R, gain_R, exponent_R), strict=True):
@@ -328,15 +333,28 @@ class Law:
         }
 
 
-def _line(power_RP: np.ndarray, rates_RP: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return asymptote and gain [R] of least squares, neither below 0."""
-    centred_RP = power_RP - power_RP.mean(axis=1, keepdims=True)
-    gain_R = (rates_RP * centred_RP).sum(axis=1) / np.square(centred_RP).sum(axis=1)
-    asymptote_R = rates_RP.mean(axis=1) - gain_R * power_RP.mean(axis=1)
-    through_zero_R = (rates_RP * power_RP).sum(axis=1) / np.square(power_RP).sum(axis=1)
+def _weights(rates_RP: np.ndarray) -> np.ndarray:
+    """Return each point's weight [P], of sum 1; equal ones where the draws do not tell."""
+    points = rates_RP.shape[1]
+    variance_P = rates_RP.var(axis=0)
+    if len(rates_RP) <= points or not (variance_P > 0).all():
+        return np.full(points, 1 / points)
+    weights: np.ndarray = (1 / variance_P) / (1 / variance_P).sum()
+    return weights
+
+
+def _line(
+    power_RP: np.ndarray, rates_RP: np.ndarray, weight_P: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return asymptote and gain [R] of weighted least squares, neither below 0."""
+    power_R, mean_R = power_RP @ weight_P, rates_RP @ weight_P
+    centred_RP = power_RP - power_R[:, None]
+    gain_R = (rates_RP * centred_RP) @ weight_P / (np.square(centred_RP) @ weight_P)
+    asymptote_R = mean_R - gain_R * power_R
+    through_zero_R = (rates_RP * power_RP) @ weight_P / (np.square(power_RP) @ weight_P)
     rising_R, below_R = gain_R < 0, asymptote_R < 0
     gain_R = np.where(rising_R, 0.0, np.where(below_R, through_zero_R, gain_R))
-    asymptote_R = np.where(rising_R, rates_RP.mean(axis=1), np.where(below_R, 0.0, asymptote_R))
+    asymptote_R = np.where(rising_R, mean_R, np.where(below_R, 0.0, asymptote_R))
     return asymptote_R, gain_R
 
 
