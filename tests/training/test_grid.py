@@ -38,8 +38,10 @@ from crossroads.training.grid import (
 )
 from crossroads.training.grid_tables import ablation_tables, markdown, terminal
 from crossroads.training.learning_curve import (
+    LAW_POINTS,
     CurveConfig,
     Law,
+    law_start,
     learning_curve,
     problem_counts,
 )
@@ -360,6 +362,14 @@ def test_an_uncertain_point_bends_the_law_little() -> None:
     assert law.at(1e5)[0] == pytest.approx(truth[-1], abs=0.003)
     alone = Law.fit(tokens, (truth + noise)[:1])
     assert abs(alone.at(1e5)[0] - truth[-1]) > 0.01
+
+
+def test_a_law_starts_where_the_router_has_learnt_something() -> None:
+    rates = np.array([0.6, 0.26, 0.21, 0.22, 0.2, 0.19])
+    assert law_start(rates, 0.212) == 2
+    assert law_start(rates, 0.1) == len(rates) - LAW_POINTS  # never: the last ones
+    assert law_start(rates, 0.9) == 0
+    assert law_start(rates[:3], 0.1) == 0
 
 
 @given(st.integers(0, 100))

@@ -237,7 +237,7 @@ def _draw_curve(axes: Any, curve: Values, recall: float, number: int) -> None:
     for law in curve["laws"]:
         if law["recall"] != recall:
             continue
-        band = [step for step in law["band"] if step["tokens"] >= 0.9 * min(tokens)]
+        band = [step for step in law["band"] if step["tokens"] >= 0.9 * law["fitted_from"]]
         at = [step["tokens"] for step in band]
         axes.plot(at, [100 * step["value"] for step in band], color=colour, linewidth=1.2)
         low = [100 * step["interval"]["low"] for step in band]

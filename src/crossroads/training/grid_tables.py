@@ -239,13 +239,20 @@ def _laws(result: Values) -> list[tuple[str, Values]]:
 def _ahead_table(result: Values) -> TextTable:
     laws = _laws(result)
     times = [ahead["tokens"] / laws[0][1]["reference"] for ahead in laws[0][1]["ahead"]]
-    header = ("router, recall", *(f"{t:g} x the\ntokens" for t in times), "without\nend", "c")
+    header = (
+        "router, recall",
+        *(f"{t:g} x the\ntokens" for t in times),
+        "without\nend",
+        "c",
+        "fitted\nfrom",
+    )
     body = [
         (
             name,
             *(estimate(ahead) for ahead in law["ahead"]),
             estimate(law["asymptote"]),
             f"{law['exponent']['value']:.2f}",
+            amount(law["fitted_from"]),
         )
         for name, law in laws
     ]

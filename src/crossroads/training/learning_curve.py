@@ -51,6 +51,8 @@ GOALS = (1.0, 0.8)
 AHEAD = (3, 10)
 """Multiples of the tokens at hand at which the law is read."""
 _MIDDLE, _SPREAD = 0.4, 8.0  # exponents from 0.05 to 3.2
+_LEARNT = 1.1  # of the heuristic's positive_rate: from here on a law may hold
+_SHRINK = 0.1  # of the covariance towards its diagonal
 _ROUNDS, _STEPS = 6, 41
 _BAND_STEPS = 40
 _FAR = 1e12  # tokens; more than that is as good as never
@@ -219,9 +221,22 @@ def _curve(
             best = best_heuristic(heuristics, number)
             means_RP, other_R = _drawn_means(measured, number), heuristics[best].rates(number)
             known_R = np.isfinite(means_RP).all(axis=1)  # a draw may have no positive
-            law = Law.fit(tokens_P, means_RP[known_R])
-            laws.append({"recall": recall, **law.values(best, other_R[known_R])})
+            start = law_start(means_RP[0], float(other_R[0]))
+            law = Law.fit(tokens_P[start:], means_RP[known_R, start:])
+            fitted = {"recall": recall, "fitted_from": float(tokens_P[start])}
+            laws.append({**fitted, **law.values(best, other_R[known_R])})
     return {"recipe": name, "points": found, "laws": laws}
+
+
+def law_start(rates_P: np.ndarray, heuristic: float) -> int:
+    """Return the first point that a law is fitted to: the last ones, LAW_POINTS at least.
+
+    Before it are the points that send clearly more than the best heuristic: with so few tokens the
+    law does not hold yet (the small-data region of Hestness et al.).
+    """
+    learnt = np.flatnonzero(rates_P <= _LEARNT * heuristic)
+    first = int(learnt[0]) if len(learnt) else len(rates_P)
+    return max(min(first, len(rates_P) - LAW_POINTS), 0)
 
 
 def _set_against(numbers: Measured, heuristics: Mapping[str, Measured]) -> dict[str, Any]:
@@ -263,11 +278,12 @@ class Law:
     def fit(cls, tokens_P: np.ndarray, rates_RP: np.ndarray) -> Law:
         """Return the least-squares law of every draw; the exponent is searched ever more finely.
 
-        A point counts by the inverse of its variance over the draws: the smallest parts are high
-        and uncertain, and would bend the law away from the end that it is drawn on from.
+        Points are weighed by the inverse of their covariance over the draws (generalised least
+        squares): the smallest parts are high and uncertain, and would bend the law away from the
+        end that it is drawn on from; what all points share, the test problems, bends nothing.
         """
         reference, draws = float(tokens_P.max()), len(rates_RP)
-        weight_P = _weights(rates_RP)
+        whitening_PP = _whitening(rates_RP)
         best_R = np.full(draws, np.inf)
         law = [np.zeros(draws), np.zeros(draws), np.full(draws, _MIDDLE)]
         width = _SPREAD
@@ -276,9 +292,9 @@ class Law:
             for step in np.linspace(-1, 1, _STEPS):
                 exponent_R = (middle_R * width**step).clip(_MIDDLE / _SPREAD, _MIDDLE * _SPREAD)
                 power_RP = (tokens_P / reference) ** -exponent_R[:, None]
-                asymptote_R, gain_R = _line(power_RP, rates_RP, weight_P)
+                asymptote_R, gain_R = _line(power_RP, rates_RP, whitening_PP)
                 error_RP = asymptote_R[:, None] + gain_R[:, None] * power_RP - rates_RP
-                error_R = (weight_P * np.square(error_RP)).sum(axis=1)
+                error_R = np.square(error_RP @ whitening_PP).sum(axis=1)
                 better_R = error_R < best_R
                 best_R[better_R] = error_R[better_R]
                 for kept, new in zip(law, (asymptote_R, gain_R, exponent_R), strict=True):
@@ -333,28 +349,37 @@ class Law:
         }
 
 
-def _weights(rates_RP: np.ndarray) -> np.ndarray:
-    """Return each point's weight [P], of sum 1; equal ones where the draws do not tell."""
+def _whitening(rates_RP: np.ndarray) -> np.ndarray:
+    """Return the matrix [P, P] that gives deviations equal, independent weight.
+
+    The covariance of the draws is drawn towards its diagonal: few seeds tell little of it. Where
+    there are too few draws, or none differ, the identity.
+    """
     points = rates_RP.shape[1]
-    variance_P = rates_RP.var(axis=0)
-    if len(rates_RP) <= points or not (variance_P > 0).all():
-        return np.full(points, 1 / points)
-    weights: np.ndarray = (1 / variance_P) / (1 / variance_P).sum()
-    return weights
+    if len(rates_RP) <= 2 * points or not (rates_RP.var(axis=0) > 0).all():
+        return np.eye(points)
+    covariance_PP = np.cov(rates_RP, rowvar=False)
+    covariance_PP = (1 - _SHRINK) * covariance_PP + _SHRINK * np.diag(np.diag(covariance_PP))
+    whitening_PP: np.ndarray = np.linalg.cholesky(np.linalg.inv(covariance_PP))
+    return whitening_PP
 
 
 def _line(
-    power_RP: np.ndarray, rates_RP: np.ndarray, weight_P: np.ndarray
+    power_RP: np.ndarray, rates_RP: np.ndarray, whitening_PP: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return asymptote and gain [R] of weighted least squares, neither below 0."""
-    power_R, mean_R = power_RP @ weight_P, rates_RP @ weight_P
-    centred_RP = power_RP - power_R[:, None]
-    gain_R = (rates_RP * centred_RP) @ weight_P / (np.square(centred_RP) @ weight_P)
-    asymptote_R = mean_R - gain_R * power_R
-    through_zero_R = (rates_RP * power_RP) @ weight_P / (np.square(power_RP) @ weight_P)
+    """Return asymptote and gain [R] of least squares of whitened deviations, neither below 0."""
+    one_P = whitening_PP.sum(axis=0)
+    power_RP, rates_RP = power_RP @ whitening_PP, rates_RP @ whitening_PP
+    one, power_R = one_P @ one_P, np.square(power_RP).sum(axis=1)
+    cross_R, one_rate_R = power_RP @ one_P, rates_RP @ one_P
+    power_rate_R = (power_RP * rates_RP).sum(axis=1)
+    gain_R = (one * power_rate_R - cross_R * one_rate_R) / (one * power_R - np.square(cross_R))
+    asymptote_R = (one_rate_R - gain_R * cross_R) / one
     rising_R, below_R = gain_R < 0, asymptote_R < 0
+    through_zero_R = np.maximum(power_rate_R / power_R, 0.0)
     gain_R = np.where(rising_R, 0.0, np.where(below_R, through_zero_R, gain_R))
-    asymptote_R = np.where(rising_R, mean_R, np.where(below_R, 0.0, asymptote_R))
+    level_R = np.maximum(one_rate_R / one, 0.0)
+    asymptote_R = np.where(rising_R, level_R, np.where(below_R, 0.0, asymptote_R))
     return asymptote_R, gain_R
 
 
