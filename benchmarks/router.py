@@ -20,6 +20,7 @@ import torch
 
 from crossroads.artifacts import write_json
 from crossroads.models.base import CausalLM, KVCache, Want
+from crossroads.models.catalogue import find_pair
 from crossroads.models.pairs import load_model
 from crossroads.provenance import provenance
 from crossroads.routing.checkpoint import load_router
@@ -35,11 +36,11 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--router", type=Path, required=True)
-    parser.add_argument("--small", help="[default: the router's own]")
+    parser.add_argument("--small", help="[default: that of the router's pair]")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     card = load_router(options.router).card
-    loaded = load_model(options.small or card.small.name)
+    loaded = load_model(options.small or find_pair(card.pair).small)
     router = load_router(options.router, loaded.model.info).router
     prompt = loaded.tokenizer.render([Message("user", QUESTION)])
     times = measure(loaded.model, router, prompt)
@@ -64,14 +65,13 @@ def measure(
     model: CausalLM, router: Router, prompt: list[int]
 ) -> tuple[list[float], list[float], list[float]]:
     """Return seconds per round: a plain step, a step with hidden state, the score."""
-    caches = (model.new_cache(), model.new_cache())
-    for cache in caches:
-        model.extend([cache], [prompt], Want())
+    cache = model.new_cache()
+    model.extend([cache], [prompt], Want())
     token = prompt[-1]
     times: tuple[list[float], list[float], list[float]] = ([], [], [])
     for round_ in range(WARM_UP + ROUNDS):
-        plain, _ = _step(model, caches[0], token, hidden=False)
-        with_hidden, step = _step(model, caches[1], token, hidden=True)
+        plain, _ = _step(model, cache, token, hidden=False)
+        with_hidden, step = _step(model, cache, token, hidden=True)
         token = int(step.top_ids_NK[0, 0])
         inputs = FeatureInputs(step, torch.tensor([token]), torch.tensor([round_]), model.embed)
         seconds, _ = _timed(lambda i=inputs: router.score(compute(router.inputs, i)))
