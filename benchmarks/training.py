@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -159,10 +158,9 @@ def feed(corpus: Corpus) -> dict[str, float]:
 
 
 def memory(positions: int) -> dict[str, Any]:
-    """Return peak private memory (MiB) while an epoch is read and a small network trains."""
+    """Return memory (MiB) after an epoch was read and a small network trained."""
     with tempfile.TemporaryDirectory() as folder:
         corpus = synthetic(Path(folder), positions)
-        prepared = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         config = replace(
             recipe("r2r"), architecture="mlp", network={}, normalise=True, batch_size=1024
         )
@@ -172,20 +170,23 @@ def memory(positions: int) -> dict[str, Any]:
         seconds = time.perf_counter() - started
         trainer.logits(corpus.split(Split.TRAIN))
         rows = len(trainer.rows)
-        private = _private_mib()
+        private = _status_mib("RssAnon")
     return {
         "positions": positions,
         "train_rows": rows,
         "rows_per_second_small_network": rows / seconds,
-        "mib_peak_prepared": round(prepared),
+        "mib_peak": round(_status_mib("VmHWM")),
         "mib_private": round(private),
     }
 
 
-def _private_mib() -> float:
-    """Return this process's memory without file pages, which the system may drop at any time."""
+def _status_mib(name: str) -> float:
+    """Return a line of this process's status in MiB.
+
+    VmHWM: the peak, file pages that happen to be in memory included. RssAnon: now, without them.
+    """
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
+        if line.startswith(f"{name}:"):
             return int(line.split()[1]) / 1024
     raise RuntimeError("this benchmark reads /proc/self/status, so it needs Linux")
 

@@ -65,7 +65,10 @@ class Trainer:
         self.averaged = copy.deepcopy(self.network) if config.average else self.network
         self.best: dict[str, Tensor] = {}
         self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+            self.network.parameters(),
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=True,  # one pass over the memory of 56 M numbers instead of several
         )
         self.batches = -(-len(rows) // config.batch_size)
         self.steps = 0
