@@ -132,8 +132,10 @@ def test_unknown_names_list_the_known_ones() -> None:
         router_by_name("entropi", 64)
     with pytest.raises(RouterError, match="known: mlp"):
         build_network("cnn", {})
-    with pytest.raises(RouterError, match="does not fit"):
+    with pytest.raises(RouterError, match="no setting 'input'; did you mean 'inputs'"):
         build_network("mlp", {"input": []})
+    with pytest.raises(RouterError, match="does not fit"):
+        build_network("mlp", {"inputs": ["entropy"]})
 
 
 @pytest.mark.parametrize("name", list(HEURISTICS))
