@@ -232,3 +232,25 @@ def test_a_reference_that_makes_no_sense_is_refused(values: dict[str, object]) -
 def test_nothing_at_hand_is_refused() -> None:
     with pytest.raises(ConfigError, match="nothing to diagnose"):
         Evidence(reference=Reference(0.124))
+
+
+@given(st.floats(0.01, 0.3), st.floats(0.55, 0.99), st.floats(0.02, 0.5), st.integers(2, 4))
+def test_rounding_is_no_contradiction(base: float, recall: float, sent: float, digits: int) -> None:
+    rate = arithmetic.positive_rate(base, recall, sent)
+    precision = base * recall / rate
+    exact = {
+        "positive_rate": rate,
+        "recall": recall,
+        "precision": precision,
+        "accuracy": 1 - rate - base + 2 * base * recall,
+        "f1": 2 * precision * recall / (precision + recall),
+    }
+    rounded = {name: round(value, digits) for name, value in exact.items()}
+    assume(all(rounded.values()))
+    assert arithmetic.contradiction(Metrics(**rounded)) is None
+
+
+def test_a_contradiction_beyond_rounding_is_told() -> None:
+    numbers = {"positive_rate": 0.3, "recall": 0.95, "precision": 0.16}
+    assert arithmetic.contradiction(Metrics(**numbers, accuracy=0.75)) is None
+    assert arithmetic.contradiction(Metrics(**numbers, accuracy=0.9)) is not None

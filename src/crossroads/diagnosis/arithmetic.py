@@ -8,6 +8,10 @@ b r / positive_rate. Everything here is that identity, solved for what is not kn
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from decimal import Decimal
+from itertools import product
 from statistics import NormalDist
 
 import numpy as np
@@ -16,7 +20,7 @@ from crossroads.diagnosis.result import Metrics
 from crossroads.training.r2r.protocol import RECALL_GRID
 
 _AGREE = 0.002
-"""Shares that differ by less are the same number, rounded."""
+"""Base rates that differ by less are the same, computed in another order."""
 
 
 def positive_rate(base: float, recall: float, false_rate: float) -> float:
@@ -78,13 +82,40 @@ def base_rate(metrics: Metrics) -> float | None:
     return next(iter(found.values()))
 
 
+def base_rate_ranges(metrics: Metrics) -> dict[str, tuple[float, float]]:
+    """Return the lowest and highest base rate of each metric, its numbers as exact as written.
+
+    A number with d decimals stands for all that round to it: 0.95 for 0.945 to 0.955. A metric
+    that tells nothing of some of them (a recall near a half) is left out.
+    """
+    given = {name: value for name, value in asdict(metrics).items() if value is not None}
+    ends = [(value - _half(value), value + _half(value)) for value in given.values()]
+    corners = [
+        base_rates(Metrics(**dict(zip(given, values, strict=True)))) for values in product(*ends)
+    ]
+    known = [name for name in base_rates(metrics) if all(name in corner for corner in corners)]
+    return {
+        name: (min(corner[name] for corner in corners), max(corner[name] for corner in corners))
+        for name in known
+    }
+
+
+def _half(value: float) -> float:
+    """Return half a unit of the last decimal that a number is written with; 1 is exact."""
+    exponent = Decimal(repr(float(value))).normalize().as_tuple().exponent
+    return 0.5 * 10.0**exponent if isinstance(exponent, int) and exponent < 0 else 0.0
+
+
 def contradiction(metrics: Metrics) -> str | None:
     """Return in a sentence how the metrics contradict each other; None if they do not."""
-    found = base_rates(metrics)
-    impossible = [name for name, base in found.items() if not -_AGREE <= base <= 1 + _AGREE]
+    found, ranges = base_rates(metrics), base_rate_ranges(metrics)
+    impossible = [
+        name for name, (low, high) in ranges.items() if high < -_AGREE or low > 1 + _AGREE
+    ]
     if impossible:
         return f"its {impossible[0]} is impossible together with its positive_rate and recall"
-    if found and max(found.values()) - min(found.values()) > _AGREE:
+    low, high = _all_agree(ranges)
+    if low > high + _AGREE:
         parts = ", ".join(f"{100 * base:.1f} % by its {name}" for name, base in found.items())
         return f"its metrics imply different base rates ({parts}): they are not of one set of rows"
     return None
@@ -93,12 +124,23 @@ def contradiction(metrics: Metrics) -> str | None:
 def contradiction_between(final: Metrics, before: Metrics) -> str | None:
     """Return in a sentence that two thresholds of one result imply different base rates."""
     first, second = base_rate(final), base_rate(before)
-    if first is None or second is None or abs(first - second) <= _AGREE:
+    if first is None or second is None:
+        return None
+    (low, high), (other_low, other_high) = (
+        _all_agree(base_rate_ranges(metrics)) for metrics in (final, before)
+    )
+    if max(low, other_low) <= min(high, other_high) + _AGREE:
         return None
     return (
         f"its metrics imply a base rate of {100 * first:.1f} % at the chosen threshold and of "
         f"{100 * second:.1f} % before it was chosen, which cannot both be of the same rows"
     )
+
+
+def _all_agree(ranges: Mapping[str, tuple[float, float]]) -> tuple[float, float]:
+    """Return the base rates that all metrics allow, any if there is none."""
+    lows, highs = zip((0.0, 1.0), *ranges.values(), strict=True)
+    return max(lows), min(highs)
 
 
 def most_noise(rate: float, recall: float) -> float:
