@@ -185,6 +185,22 @@ def check_last_is_the_last_of_all(case: Case, rows: Rows, hidden: bool) -> None:
         assert_same(last.row(i), whole.slice(len(row) - 1, len(row)), case.tolerance)
 
 
+def check_each_row_has_its_own_count(case: Case, rows: Rows, counts: Sequence[int]) -> None:
+    """A number per row gives so many of its last positions; a wrong number changes nothing."""
+    caches = [case.model.new_cache() for _ in rows]
+    for wrong in ((1,) * (len(rows) + 1), (0,) * len(rows), tuple(len(row) + 1 for row in rows)):
+        with pytest.raises(ValueError, match=r"positions|outputs"):
+            case.model.extend(caches, rows, Want(wrong))
+    assert [cache.length for cache in caches] == [0] * len(rows)
+    got = case.model.extend(caches, rows, Want(tuple(counts), 7, hidden=True, logits=True))
+    for cache in caches:
+        cache.release()
+    assert got.row_lengths == tuple(counts)
+    for i, (row, count) in enumerate(zip(rows, counts, strict=True)):
+        whole = read(case.model, row)
+        assert_same(got.row(i), whole.slice(len(row) - count, len(row)), case.tolerance)
+
+
 def check_summary_is_true(case: Case, tokens: Sequence[int], k: int) -> None:
     """Top entries, logsumexp and entropy are those of the logits that came with them."""
     out = read(case.model, tokens, Want("all", top_k=k, logits=True))

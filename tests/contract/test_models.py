@@ -137,6 +137,15 @@ def test_releasing_a_row_leaves_the_others(
     contract.check_releasing_a_row_leaves_the_others(case, texts, gone)
 
 
+@few
+@given(data=st.data(), texts=rows)
+def test_each_row_has_its_own_count(
+    case: contract.Case, data: st.DataObject, texts: list[list[int]]
+) -> None:
+    counts = [data.draw(st.integers(1, len(text))) for text in texts]
+    contract.check_each_row_has_its_own_count(case, texts, counts)
+
+
 @pytest.mark.parametrize("hidden", [False, True])
 @few
 @given(texts=rows)

@@ -21,16 +21,35 @@ from crossroads.types import Message, ModelInfo
 class Want:
     """What an `extend` returns.
 
-    positions: outputs at each row's last new token, or at every new token.
+    positions: outputs at each row's last new token, at every new token, or, for each row, at so
+    many of its last new tokens (at least 1).
     top_k: entries kept of each distribution (>= 1), sorted by logit, descending.
     hidden: also the last layer's hidden state after the final norm.
     logits: also the whole distribution [N, V]; costs a copy of V floats per position.
     """
 
-    positions: Literal["last", "all"] = "last"
+    positions: Literal["last", "all"] | tuple[int, ...] = "last"
     top_k: int = 1
     hidden: bool = False
     logits: bool = False
+
+    def counts(self, new_tokens: Sequence[Sequence[int]]) -> list[int]:
+        """Return how many outputs each row has, the last ones of its new tokens.
+
+        Raises:
+            ValueError: not one number per row, or one that the row does not have.
+        """
+        lengths = [len(tokens) for tokens in new_tokens]
+        if self.positions == "last":
+            return [1] * len(lengths)
+        if self.positions == "all":
+            return lengths
+        counts = list(self.positions)
+        if len(counts) != len(lengths):
+            raise ValueError(f"{len(counts)} numbers of positions for {len(lengths)} rows")
+        if any(not 1 <= n <= length for n, length in zip(counts, lengths, strict=True)):
+            raise ValueError(f"cannot give {counts} outputs of rows with {lengths} new tokens")
+        return counts
 
 
 @dataclass(frozen=True, slots=True)

@@ -211,10 +211,11 @@ class LlamaCppLM:
         self._check_open()
         check_extend(self._info, caches, new_tokens)
         own = [self._own(cache) for cache in caches]
+        counts = want.counts(new_tokens)
         try:
             outputs = [
                 output
-                for entries, hidden in _passes(own, new_tokens, want)
+                for entries, hidden in _passes(own, new_tokens, counts, want.hidden)
                 for start in range(0, len(entries), self._batch_tokens)
                 for output in self._read(entries[start : start + self._batch_tokens], want, hidden)
             ]
@@ -224,7 +225,6 @@ class LlamaCppLM:
             raise
         for cache, tokens in zip(own, new_tokens, strict=True):
             cache._length += len(tokens)
-        counts = [len(tokens) if want.positions == "all" else 1 for tokens in new_tokens]
         return concatenate(outputs, counts)
 
     def embed(self, token_ids: Sequence[int]) -> Tensor:
@@ -319,27 +319,29 @@ class LlamaCppLM:
 
 
 def _passes(
-    caches: Sequence[LlamaCppCache], new_tokens: Sequence[Sequence[int]], want: Want
+    caches: Sequence[LlamaCppCache],
+    new_tokens: Sequence[Sequence[int]],
+    counts: Sequence[int],
+    hidden: bool,
 ) -> Iterator[tuple[list[_Entry], bool]]:
     """Yield what to decode, and whether with hidden states; outputs come in row order.
 
-    With hidden states on, llama.cpp makes every token an output and runs the head for it, so
-    tokens whose outputs nobody wants go first, without.
+    counts: outputs of each row, its last ones. With hidden states on, llama.cpp makes every token
+    an output and runs the head for it, so tokens whose outputs nobody wants go first, without.
     """
-    every = want.positions == "all"
     rows = [
         [
-            _Entry(int(token), cache.length + i, cache._slot, every or i == len(tokens) - 1)
+            _Entry(int(token), cache.length + i, cache._slot, i >= len(tokens) - count)
             for i, token in enumerate(tokens)
         ]
-        for cache, tokens in zip(caches, new_tokens, strict=True)
+        for cache, tokens, count in zip(caches, new_tokens, counts, strict=True)
     ]
-    if not want.hidden or every:
-        yield [entry for row in rows for entry in row], want.hidden
+    unasked = [entry for row in rows for entry in row if not entry.output]
+    if not hidden or not unasked:
+        yield [entry for row in rows for entry in row], hidden
         return
-    if unasked := [entry for row in rows for entry in row[:-1]]:
-        yield unasked, False
-    yield [row[-1] for row in rows], True
+    yield unasked, False
+    yield [entry for row in rows for entry in row if entry.output], True
 
 
 def _describe(native: NativeModel, size: ContextSize, fingerprint: str) -> ModelInfo:

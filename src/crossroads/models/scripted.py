@@ -148,15 +148,12 @@ class ScriptedLM:
         """Append each row's tokens and return outputs; see CausalLM."""
         check_extend(self._info, caches, new_tokens)
         rows: list[np.ndarray] = []
-        lengths: list[int] = []
         own = [self._own(cache) for cache in caches]
-        for cache, tokens in zip(own, new_tokens, strict=True):
-            start = cache.length
+        lengths = want.counts(new_tokens)
+        for cache, tokens, count in zip(own, new_tokens, lengths, strict=True):
             cache.tokens.extend(int(token) for token in tokens)
-            first = start + 1 if want.positions == "all" else cache.length
-            ends = range(first, cache.length + 1)
+            ends = range(cache.length - count + 1, cache.length + 1)
             rows.extend(self._logits(tuple(cache.tokens[:end])) for end in ends)
-            lengths.append(len(ends))
         self.calls.append(tuple(len(tokens) for tokens in new_tokens))
         logits_NV = torch.from_numpy(np.stack(rows).astype(np.float32))
         hidden_NH = logits_NV[:, : self._info.hidden_size].clone() if want.hidden else None

@@ -240,12 +240,11 @@ class TransformersLM:
         rows = [self._own(cache) for cache in caches]
         before = [row.length for row in rows]
         outputs: list[StepOutput] = []
-        lengths: list[int] = []
+        counts = want.counts(new_tokens)
         try:
             with torch.inference_mode():
-                for row, tokens in zip(rows, new_tokens, strict=True):
-                    outputs += self._read_row(row, tokens, want)
-                    lengths.append(len(tokens) if want.positions == "all" else 1)
+                for row, tokens, count in zip(rows, new_tokens, counts, strict=True):
+                    outputs += self._read_row(row, tokens, count, want)
         except BaseException as error:
             for row, length in zip(rows, before, strict=True):
                 row._restore(length)
@@ -255,7 +254,7 @@ class TransformersLM:
                 f"{self._info.name} failed while reading tokens: {first_line(error)}; "
                 "nothing was changed, try fewer or shorter rows"
             ) from error
-        return concatenate(outputs, lengths)
+        return concatenate(outputs, counts)
 
     def embed(self, token_ids: Sequence[int]) -> Tensor:
         """Return the rows of the input embedding, as stored (before any scaling by the model)."""
@@ -276,19 +275,20 @@ class TransformersLM:
             torch.cuda.empty_cache()
 
     def _read_row(
-        self, row: TransformersCache, tokens: Sequence[int], want: Want
+        self, row: TransformersCache, tokens: Sequence[int], count: int, want: Want
     ) -> list[StepOutput]:
-        """Read one row chunk by chunk and return what is wanted of it, block by block."""
+        """Read one row chunk by chunk; return its last `count` outputs, block by block."""
         ids_N = torch.tensor([int(token) for token in tokens], device=self._device)
         blocks: list[StepOutput] = []
-        hidden_NH = None
+        skip = len(tokens) - count
         for ids_C in torch.split(ids_N, _CHUNK):
-            hidden_NH = row._read(self._decoder, ids_C[None])
-            if want.positions == "all":
-                parts = torch.split(hidden_NH, _HEAD_BLOCK)
-                blocks += [self._outputs(part_NH, want) for part_NH in parts]
-        if want.positions == "last" and hidden_NH is not None:
-            blocks.append(self._outputs(hidden_NH[-1:], want))
+            hidden_NH = row._read(self._decoder, ids_C[None])[skip:]
+            skip = max(0, skip - len(ids_C))
+            blocks += [
+                self._outputs(part_NH, want)
+                for part_NH in torch.split(hidden_NH, _HEAD_BLOCK)
+                if len(part_NH)
+            ]
         return blocks
 
     def _outputs(self, hidden_NH: Tensor, want: Want) -> StepOutput:
