@@ -27,7 +27,7 @@ def import_r2r(
 ) -> None:
     """Audit R2R's data at SOURCE (parquet, or a folder of save_to_disk) and import it to OUT."""
     from crossroads.cli.console import RichProgress, console
-    from crossroads.cli.label import base_rate_table
+    from crossroads.cli.label import print_base_rates
     from crossroads.exchange.r2r_import import import_r2r as import_data
     from crossroads.models.pairs import load_model
 
@@ -45,4 +45,4 @@ def import_r2r(
         finally:
             if loaded is not None:
                 loaded.close()
-    console().print(base_rate_table(out))
+    print_base_rates(console(), out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -298,7 +298,7 @@ def _report(out: Path, screen: Console) -> None:
     from crossroads.dataset import LabelledDataset
 
     card = LabelledDataset.open(out).card
-    screen.print(base_rate_table(out))
+    print_base_rates(screen, out)
     if unfinished := card["unfinished"]:
         screen.print(f"{len(unfinished)} responses hit the token limit and are not labelled")
     reasons = Counter((f["stage"], f["reason"]) for f in card["failures"])
@@ -308,8 +308,8 @@ def _report(out: Path, screen: Console) -> None:
         screen.print(f"  {times} x {stage}: {reason}", markup=False, soft_wrap=True)
 
 
-def base_rate_table(dataset: Path) -> object:
-    """Return the label shares per split and domain, beside R2R's, as a terminal table."""
+def print_base_rates(screen: Console, dataset: Path) -> None:
+    """Print the label shares per split and domain, beside R2R's."""
     from rich.box import SIMPLE
     from rich.table import Table
 
@@ -317,10 +317,9 @@ def base_rate_table(dataset: Path) -> object:
     from crossroads.rates import R2R_BASE_RATES
 
     card = LabelledDataset.open(dataset).card
-    judges = ", ".join(judge["name"] for judge in card["judges"])
-    if card["combine"]:
-        judges = f"{card['combine']} of {judges}"
-    table = Table(title=f"labels in {dataset} (judge: {judges})", box=SIMPLE)
+    # A line of its own: a table's title wraps at the table's width, in the middle of the path.
+    screen.print(f"labels in {dataset} (judge: {_judges(card)})", markup=False, soft_wrap=True)
+    table = Table(box=SIMPLE)
     kinds = ("identical", "neutral", "divergent")
     table.add_column("part", no_wrap=True)
     unjudged = card["base_rates"]["all"]["unjudged"] > 0
@@ -332,4 +331,9 @@ def base_rate_table(dataset: Path) -> object:
         open_ones = [str(rates["unjudged"])] if unjudged else []
         table.add_row(part, str(rates["positions"]), *shares, *open_ones)
     table.add_row("R2R (paper)", "", *(f"{100 * R2R_BASE_RATES[kind]:.0f}" for kind in kinds))
-    return table
+    screen.print(table)
+
+
+def _judges(card: Mapping[str, Any]) -> str:
+    names = ", ".join(judge["name"] for judge in card["judges"])
+    return f"{card['combine']} of {names}" if card["combine"] else names
