@@ -85,6 +85,17 @@ def probabilities(logits_V: Tensor, params: SamplingParams) -> Tensor:
     return filtered_V / filtered_V.sum()
 
 
+def draw(probabilities_V: Tensor, generator: np.random.Generator) -> int:
+    """Return an id drawn from a distribution [V] (or weights: only proportions count).
+
+    Effects: one number is drawn from `generator`.
+    """
+    cumulative_V = probabilities_V.cumsum(0)
+    point = generator.random() * float(cumulative_V[-1])
+    index = int(torch.searchsorted(cumulative_V, point, right=True))
+    return min(index, int(cumulative_V.shape[0]) - 1)
+
+
 def sample(
     best_id: int, logits_V: Tensor | None, params: SamplingParams, generator: np.random.Generator
 ) -> int:
@@ -97,7 +108,4 @@ def sample(
         return best_id
     if logits_V is None:
         raise ValueError("sampling at a temperature above 0 needs the whole logits")
-    cumulative_V = probabilities(logits_V, params).cumsum(0)
-    point = generator.random() * float(cumulative_V[-1])
-    index = int(torch.searchsorted(cumulative_V, point, right=True))
-    return min(index, int(cumulative_V.shape[0]) - 1)
+    return draw(probabilities(logits_V, params), generator)

@@ -41,6 +41,21 @@ class FinishReason(StrEnum):
     STOP = "stop"
     LENGTH = "length"
     CANCELLED = "cancelled"
+    ERROR = "error"
+
+
+class Cause(StrEnum):
+    """Why the large model was asked at a token.
+
+    ROUTER: the score reached the threshold. MAX_LAG: it had not been asked for too long.
+    REVISION: it found the small model's token implausible. FINAL: the row would have ended with
+    small tokens that it had not seen.
+    """
+
+    ROUTER = "router"
+    MAX_LAG = "max_lag"
+    REVISION = "revision"
+    FINAL = "final"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +104,11 @@ class TokenRecord:
 
     `proposed_id`, `score` and `entropy` (nats, of the small model's distribution) are None when
     no small model was asked. `lag` is the number of tokens that the large model read in order to
-    write this one, 0 if it was not asked. `seconds` counts from the start of the row.
+    write this one, or to let it stand; 0 if it was not asked here. `cause` says why it was asked.
+    `discarded`: small proposals after this position that a revision threw away. `logprob` (nats)
+    and `top_logprobs` (id, nats; likeliest first) are of the writer's distribution, before
+    temperature and filters; None unless the request asked for them. `seconds` counts from the
+    start of the row.
     """
 
     position: int
@@ -100,16 +119,26 @@ class TokenRecord:
     entropy: float | None = None
     lag: int = 0
     seconds: float = 0.0
+    cause: Cause | None = None
+    discarded: int = 0
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Counts of one or more traces; every number that a reply shows comes from here."""
+    """Counts of one or more traces; every number that a reply shows comes from here.
+
+    large_calls: how often the large model was asked; lag_tokens: what it read then.
+    discarded_tokens: small proposals that revisions threw away; they are in no trace.
+    """
 
     prompt_tokens: int = 0
     small_tokens: int = 0
     large_tokens: int = 0
     lag_tokens: int = 0
+    large_calls: int = 0
+    discarded_tokens: int = 0
 
     @property
     def generated_tokens(self) -> int:
@@ -129,6 +158,8 @@ class Usage:
             self.small_tokens + other.small_tokens,
             self.large_tokens + other.large_tokens,
             self.lag_tokens + other.lag_tokens,
+            self.large_calls + other.large_calls,
+            self.discarded_tokens + other.discarded_tokens,
         )
 
 
@@ -158,6 +189,8 @@ class Trace:
             small_tokens=len(self.records) - large,
             large_tokens=large,
             lag_tokens=sum(record.lag for record in self.records),
+            large_calls=sum(record.lag > 0 for record in self.records),
+            discarded_tokens=sum(record.discarded for record in self.records),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -167,10 +200,7 @@ class Trace:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Trace:
         """Return the trace that `to_json` wrote."""
-        records = tuple(
-            TokenRecord(**{**record, "writer": Role(record["writer"])})
-            for record in value["records"]
-        )
+        records = tuple(_record(record) for record in value["records"])
         return cls(
             prompt_ids=tuple(value["prompt_ids"]),
             records=records,
@@ -180,6 +210,18 @@ class Trace:
             seed=value["seed"],
             id=value["id"],
         )
+
+
+def _record(value: Mapping[str, Any]) -> TokenRecord:
+    cause, tops = value.get("cause"), value.get("top_logprobs")
+    return TokenRecord(
+        **{
+            **value,
+            "writer": Role(value["writer"]),
+            "cause": None if cause is None else Cause(cause),
+            "top_logprobs": None if tops is None else tuple((i, p) for i, p in tops),
+        }
+    )
 
 
 class Progress(Protocol):

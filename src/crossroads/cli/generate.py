@@ -162,7 +162,8 @@ def _run(models: MixedModels, request: Request) -> Trace:
     trace: Trace | None = None
     for event in stream(models, request):
         first = first or time.perf_counter() - started
-        printer.add(event.record)
+        if event.record is not None:
+            printer.add(event.record)
         trace = event.trace
     assert trace is not None
     printer.end()

@@ -1,20 +1,26 @@
 """The mixed loop: the small model proposes every token, the large model writes some of them.
 
-For every row and step: the small model reads the row's last accepted token and proposes the next;
-the router scores the proposal; where the score reaches the row's threshold the large model reads
-everything that it has not seen of the row (its lag) in one call and writes the token instead. The
-small model's cache never needs repair: a replaced token is simply what it reads next. (R2R,
-arXiv 2505.21600, section 3.)
+For every row and step: the small model reads the row's last token and proposes the next; the
+router scores the proposal; where the row's policy says so the large model reads everything that it
+has not seen of the row (its lag) in one call and writes the token instead (R2R, arXiv 2505.21600,
+section 3). The small model's cache needs no repair: a replaced token is simply what it reads next.
+A row may also let the large model take back what it finds in its lag (`decoding.revision`).
+
+Shapes: N positions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 
-from crossroads.decoding.request import Request, RowState
+from crossroads.decoding.request import Request
+from crossroads.decoding.revision import needs_logits, top_k
+from crossroads.decoding.row import Proposal, Row
+from crossroads.errors import EngineError
 from crossroads.models.base import CausalLM, KVCache, StepOutput, Tokenizer, Want
 from crossroads.routing.features import (
     TOP_K,
@@ -24,11 +30,8 @@ from crossroads.routing.features import (
     needs_hidden,
     needs_history,
 )
-from crossroads.routing.history import RowHistory, surprise
-from crossroads.routing.policy import check_threshold, sends_to_large
 from crossroads.routing.routers.base import Router
-from crossroads.sampling import row_generator, sample
-from crossroads.types import Role, TokenRecord, Trace
+from crossroads.types import FinishReason, TokenRecord, Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,65 +47,52 @@ class MixedModels:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One token of one row; `trace` comes with the row's last token."""
+    """One token of one row; `trace` comes with the row's last token.
+
+    A row that fails ends with an event without a token that carries `error`, one sentence.
+    """
 
     row: int
-    record: TokenRecord
-    trace: Trace | None
+    record: TokenRecord | None
+    trace: Trace | None = None
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class _Proposal:
-    token_id: int
-    score: float
-    entropy: float
+class _Read:
+    """Rows that a model read together, its output, and how many tokens of each it read."""
+
+    rows: Sequence[Row]
+    output: StepOutput
+    lags: Sequence[int]
 
 
-class _Row:
-    """One request in the loop: its state, a cache per model, a generator per role."""
-
-    def __init__(self, index: int, request: Request, models: MixedModels) -> None:
-        infos = (models.small.info, models.large.info)
-        self.index = index
-        self.state = RowState(request, infos, models.tokenizer)
-        given = request.threshold
-        self.threshold = check_threshold(models.threshold if given is None else given)
-        self.history = RowHistory()
-        self.generators = {role: row_generator(request.sampling.seed, role) for role in Role}
-        self.small: KVCache = models.small.new_cache()
-        try:
-            self.large: KVCache = models.large.new_cache()
-        except BaseException:
-            self.small.release()
-            raise
-
-    def unread(self, cache: KVCache) -> list[int]:
-        """Return the tokens of the row that `cache` has not seen: its lag."""
-        return self.state.tokens[cache.length :]
-
-    def draw(self, role: Role, output: StepOutput) -> int:
-        """Return the token that the model in `role` writes next, from one row's last output."""
-        logits_V = None if output.logits_NV is None else output.logits_NV[-1]
-        best = int(output.top_ids_NK[-1, 0])
-        return sample(best, logits_V, self.state.request.sampling, self.generators[role])
-
-    def release(self) -> None:
-        self.small.release()
-        self.large.release()
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    row: Row
+    error: EngineError
 
 
 class MixedLoop:
-    """Rows that come and go, one token per row and `step`."""
+    """Rows that come and go; `step` takes each of them on by a token."""
 
-    def __init__(self, models: MixedModels) -> None:
-        """Start without rows."""
+    def __init__(self, models: MixedModels, *, overlap: bool = False) -> None:
+        """Start without rows.
+
+        overlap: let other rows go on while the large model reads, on a thread of its own. It pays
+        where the two models do not share their arithmetic (a server, two devices); two engines
+        that both want all cores of one CPU only get into each other's way. No row's tokens depend
+        on it.
+        """
         self.models = models
-        self._rows: dict[int, _Row] = {}
+        self._rows: dict[int, Row] = {}
         self._next_index = 0
         inputs = models.router.inputs
         self._wants_hidden = needs_hidden(inputs)
         self._embed = models.small.embed if needs_embedding(inputs) else None
         self._looks_back = needs_history(inputs)
+        self._helper = ThreadPoolExecutor(1, "large") if overlap else None
+        self._flight: Future[list[_Read | _Failure]] | None = None
 
     @property
     def active(self) -> int:
@@ -120,124 +110,175 @@ class MixedLoop:
         Raises:
             RequestError: the request cannot be served. EngineError: no room.
         """
-        row = _Row(self._next_index, request, self.models)
+        models = self.models
+        row = Row(
+            self._next_index,
+            request,
+            (models.small, models.large),
+            models.tokenizer,
+            models.threshold,
+            looks_back=self._looks_back,
+        )
         self._rows[row.index] = row
         self._next_index += 1
         return row.index
 
     def cancel(self, index: int) -> Trace:
-        """Take a row out at once and return what it wrote; other rows do not notice."""
-        row = self._rows.pop(index)
-        row.release()
-        return row.state.trace(row.threshold)
+        """Take a row out at once and return what is certain of it; other rows do not notice."""
+        row = self._rows[index]
+        if row.waits:
+            self._wait()  # its cache may be being read
+        del self._rows[index]
+        row.leave(FinishReason.CANCELLED)
+        return row.trace()
 
     def close(self) -> None:
         """Cancel every row."""
         for index in list(self._rows):
             self.cancel(index)
+        if self._helper is not None:
+            self._helper.shutdown()
 
     def step(self) -> list[Event]:
-        """Write one token in every row.
+        """Take every row that does not wait for the large model on by a token.
 
-        Effects: each row grows by one token; finished rows leave and free their caches.
+        Effects: without `overlap` no row waits from one step to the next, so each grows by a
+        token, or is cut back by a revision. Finished rows leave and free their caches.
         """
-        rows = list(self._rows.values())
+        events: list[Event] = []
+        ready = [row for row in self._rows.values() if not row.waits]
+        if self._flight is not None and (not ready or self._flight.done()):
+            events += self._land()
+            ready = [row for row in self._rows.values() if not row.waits]
+        events += self._propose(ready)
+        if self._flight is None:
+            self._ask([row for row in self._rows.values() if row.waits])
+        if self._helper is None and self._flight is not None:
+            events += self._land()
+        return events
+
+    def _propose(self, rows: Sequence[Row]) -> list[Event]:
+        """Let the small model propose a token in each of the rows, and the rows consider it."""
         if not rows:
             return []
-        output, proposals = self._propose(rows)
-        asked = [
-            (row, proposal)
-            for row, proposal in zip(rows, proposals, strict=True)
-            if sends_to_large(proposal.score, row.threshold)
-        ]
-        lags = {row.index: len(row.unread(row.large)) for row, _ in asked}
-        written = self._ask_large([row for row, _ in asked])
-        if self._looks_back:
-            self._remember(rows, output, proposals, written)
-        return [
-            self._accept(row, proposal, written.get(row.index), lags.get(row.index, 0))
-            for row, proposal in zip(rows, proposals, strict=True)
-        ]
+        events: list[Event] = []
+        logits = any(not row.request.sampling.greedy for row in rows)
+        want = Want(top_k=TOP_K, hidden=self._wants_hidden, logits=logits)
+        tokens = [row.unread(row.small) for row in rows]
+        for read in _read(self.models.small, rows, [row.small for row in rows], tokens, want):
+            if isinstance(read, _Failure):
+                events.append(self._drop(read))
+                continue
+            proposals = [row.propose(read.output.row(i)) for i, row in enumerate(read.rows)]
+            scores = self._score(read, proposals)
+            entropies = read.output.entropy_N.tolist()
+            values = zip(read.rows, proposals, scores, entropies, strict=True)
+            for row, proposal, score, entropy in values:
+                row.consider(proposal, score, entropy)
+                events += self._tell(row)
+        return events
 
-    def _propose(self, rows: Sequence[_Row]) -> tuple[StepOutput, list[_Proposal]]:
-        """Return the small model's outputs and its proposal for each row, scored."""
-        want = Want(top_k=TOP_K, hidden=self._wants_hidden, logits=_needs_logits(rows))
-        output = self.models.small.extend(
-            [row.small for row in rows], [row.unread(row.small) for row in rows], want
-        )
-        tokens = [row.draw(Role.SMALL, output.row(i)) for i, row in enumerate(rows)]
+    def _score(self, read: _Read, proposals: Sequence[Proposal]) -> list[float]:
+        histories = [row.history.tensor() for row in read.rows if row.history is not None]
         inputs = FeatureInputs(
-            step=output,
-            proposed_N=torch.tensor(tokens),
-            position_N=torch.tensor([len(row.state.tokens) for row in rows]),
+            step=read.output,
+            proposed_N=torch.tensor([proposal.drawn.token_id for proposal in proposals]),
+            position_N=torch.tensor([len(row.state.tokens) for row in read.rows]),
             embed=self._embed,
-            history_NJ2=(
-                torch.stack([row.history.tensor() for row in rows]) if self._looks_back else None
-            ),
+            history_NJ2=torch.stack(histories) if histories else None,
         )
         router = self.models.router
-        scores = router.score(compute(router.inputs, inputs)).tolist()
-        entropies = output.entropy_N.tolist()
-        values = zip(tokens, scores, entropies, strict=True)
-        return output, [_Proposal(*value) for value in values]
+        scores: list[float] = router.score(compute(router.inputs, inputs)).tolist()
+        return scores
 
-    def _remember(
-        self,
-        rows: Sequence[_Row],
-        output: StepOutput,
-        proposals: Sequence[_Proposal],
-        written: dict[int, int],
-    ) -> None:
-        """Add this step to the rows' histories."""
-        accepted = [
-            written.get(row.index, proposal.token_id)
-            for row, proposal in zip(rows, proposals, strict=True)
-        ]
-        surprises = surprise(output, torch.tensor(accepted)).tolist()
-        for row, proposal, value in zip(rows, proposals, surprises, strict=True):
-            row.history.append(proposal.entropy, value)
-
-    def _ask_large(self, rows: Sequence[_Row]) -> dict[int, int]:
-        """Return the large model's token for each of the rows, by row number."""
+    def _ask(self, rows: Sequence[Row]) -> None:
+        """Let the large model read the lags of the rows, each in one call."""
         if not rows:
-            return {}
-        output = self.models.large.extend(
-            [row.large for row in rows],
-            [row.unread(row.large) for row in rows],
-            Want(logits=_needs_logits(rows)),
+            return
+        counts = tuple(row.outputs for row in rows)
+        want = Want(
+            positions="last" if set(counts) == {1} else counts,
+            top_k=max(top_k(row.request) for row in rows),
+            logits=any(needs_logits(row.request) for row in rows),
         )
-        return {row.index: row.draw(Role.LARGE, output.row(i)) for i, row in enumerate(rows)}
+        work = (self.models.large, rows, [row.large for row in rows],
+                [row.to_read for row in rows], want)  # fmt: skip
+        if self._helper is None:
+            self._flight = Future()
+            self._flight.set_result(_read(*work))
+        else:
+            self._flight = self._helper.submit(_read, *work)
 
-    def _accept(self, row: _Row, proposal: _Proposal, written: int | None, lag: int) -> Event:
-        record = TokenRecord(
-            position=len(row.state.records),
-            token_id=proposal.token_id if written is None else written,
-            writer=Role.SMALL if written is None else Role.LARGE,
-            proposed_id=proposal.token_id,
-            score=proposal.score,
-            entropy=proposal.entropy,
-            lag=lag,
-            seconds=row.state.seconds,
-        )
-        row.state.append(record)
-        if row.state.finish_reason is None:
-            return Event(row.index, record, None)
+    def _land(self) -> list[Event]:
+        """Give the rows what the large model answered."""
+        assert self._flight is not None
+        reads, self._flight = self._flight.result(), None
+        events: list[Event] = []
+        for read in reads:
+            if isinstance(read, _Failure):
+                events.append(self._drop(read))
+                continue
+            for i, (row, lag) in enumerate(zip(read.rows, read.lags, strict=True)):
+                row.settle(read.output.row(i), lag)
+                events += self._tell(row)
+        return events
+
+    def _wait(self) -> None:
+        if self._flight is not None:
+            self._flight.exception()
+
+    def _tell(self, row: Row) -> list[Event]:
+        """Return what is new of a row; it leaves if it has ended."""
+        events = [Event(row.index, record) for record in row.news()]
+        if row.finished:
+            del self._rows[row.index]
+            row.release()
+            events[-1] = Event(row.index, events[-1].record, row.trace())
+        return events
+
+    def _drop(self, failure: _Failure) -> Event:
+        row = failure.row
         del self._rows[row.index]
-        row.release()
-        return Event(row.index, record, row.state.trace(row.threshold))
+        row.leave(FinishReason.ERROR)
+        return Event(row.index, None, row.trace(), str(failure.error))
 
 
-def _needs_logits(rows: Sequence[_Row]) -> bool:
-    return any(not row.state.request.sampling.greedy for row in rows)
+def _read(
+    model: CausalLM,
+    rows: Sequence[Row],
+    caches: Sequence[KVCache],
+    tokens: Sequence[Sequence[int]],
+    want: Want,
+) -> list[_Read | _Failure]:
+    """Extend rows together; if the engine fails at that, row by row, so that the others go on."""
+    try:
+        lags = [len(part) for part in tokens]
+        return [_Read(rows, model.extend(caches, tokens, want), lags)]
+    except EngineError as error:
+        if len(rows) == 1:
+            return [_Failure(rows[0], error)]
+    counts = want.counts(tokens)
+    return [
+        found
+        for row, cache, part, count in zip(rows, caches, tokens, counts, strict=True)
+        for found in _read(
+            model, [row], [cache], [part], Want((count,), want.top_k, want.hidden, want.logits)
+        )
+    ]
 
 
 def stream(models: MixedModels, request: Request) -> Iterator[Event]:
-    """Yield one request's tokens as they are written. Closing the iterator frees the row."""
+    """Yield one request's tokens as they become certain. Closing the iterator frees the row.
+
+    Raises:
+        EngineError: an engine failed.
+    """
     loop = MixedLoop(models)
     loop.add(request)
     try:
         while loop.active:
-            yield from loop.step()
+            for event in loop.step():
+                yield _checked(event)
     finally:
         loop.close()
 
@@ -248,13 +289,17 @@ def generate(
     *,
     max_rows: int = 8,
     on_token: Callable[[int], None] | None = None,
+    overlap: bool = False,
 ) -> Iterator[tuple[int, Trace]]:
     """Yield (index of the request, its trace) as rows finish, `max_rows` at a time.
 
     A waiting request joins as soon as a row is free. Rows do not influence each other. `on_token`
     hears of every token, with the number of open rows.
+
+    Raises:
+        EngineError: an engine failed.
     """
-    loop = MixedLoop(models)
+    loop = MixedLoop(models, overlap=overlap)
     waiting = list(enumerate(requests))[::-1]
     number_of: dict[int, int] = {}
     try:
@@ -263,9 +308,16 @@ def generate(
                 number, request = waiting.pop()
                 number_of[loop.add(request)] = number
             for event in loop.step():
+                _checked(event)
                 if on_token is not None:
                     on_token(len(number_of))
                 if event.trace is not None:
                     yield number_of.pop(event.row), event.trace
     finally:
         loop.close()
+
+
+def _checked(event: Event) -> Event:
+    if event.error is not None:
+        raise EngineError(event.error)
+    return event

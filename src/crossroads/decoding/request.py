@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from crossroads.errors import RequestError
 from crossroads.models.base import Tokenizer
+from crossroads.routing.policy import IMMEDIATE, Policy, check_threshold
 from crossroads.sampling import SamplingParams
 from crossroads.types import FinishReason, ModelInfo, TokenRecord, Trace
+
+MOST_LOGPROBS = 20
+"""Alternatives that a request may ask for at each token; what inference servers give at most."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One generation. `threshold` None takes the loop's own; `stop` are strings."""
+    """One generation. `stop` are strings; `threshold` None takes the loop's own.
+
+    policy: how scores become decisions. max_lag: how many tokens in a row the small model may
+    write before the large one is asked in any case; None: as many as it likes. large_budget: how
+    many tokens the large model may write; afterwards it is not asked again. revise_below: when
+    asked, the large model takes back the first small token that it had not seen and to which it
+    gives less than this probability. lossless: it takes tokens back so that the output is
+    distributed as its own. logprobs: with each token its writer's log-probability of it, and of
+    this many of the likeliest tokens; None: neither.
+    """
 
     prompt_ids: tuple[int, ...]
     max_tokens: int = 512
@@ -23,20 +36,35 @@ class Request:
     stop: tuple[str, ...] = ()
     stop_ids: tuple[int, ...] = ()
     id: str = ""
+    policy: Policy = IMMEDIATE
+    max_lag: int | None = None
+    large_budget: int | None = None
+    revise_below: float = 0.0
+    lossless: bool = False
+    logprobs: int | None = None
+
+    @property
+    def revises(self) -> bool:
+        """Whether the large model may take small tokens back."""
+        return self.lossless or self.revise_below > 0
 
 
 def check_request(request: Request, models: Sequence[ModelInfo]) -> None:
     """Refuse a request that these models cannot serve.
 
     Raises:
-        RequestError: an empty prompt, one that fills the context, a bad max_tokens or stop.
+        RequestError: names the field, what we got, and what it must be.
     """
     if not request.prompt_ids:
         raise RequestError("the prompt is empty; give at least one token")
-    if request.max_tokens < 1:
-        raise RequestError(f"max_tokens must be >= 1, got {request.max_tokens}")
-    if any(not text for text in request.stop):
-        raise RequestError("a stop string is empty; leave it out")
+    _check_count("max_tokens", request.max_tokens, 1)
+    for name in ("max_lag", "large_budget", "logprobs"):
+        if (value := getattr(request, name)) is not None:
+            _check_count(name, value, 0)
+    _check_stops(request)
+    _check_revision(request)
+    if request.threshold is not None:
+        check_threshold(request.threshold)
     for info in models:
         if len(request.prompt_ids) >= info.context_length:
             raise RequestError(
@@ -49,33 +77,74 @@ def check_request(request: Request, models: Sequence[ModelInfo]) -> None:
             raise RequestError(f"token id {outside[0]} is outside {info.name}'s vocabulary")
 
 
-@dataclass(slots=True)
+def _check_count(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise RequestError(f"{name} must be a whole number >= {least}, got {value!r}")
+    if name == "logprobs" and value > MOST_LOGPROBS:
+        raise RequestError(f"logprobs must be at most {MOST_LOGPROBS}, got {value}")
+
+
+def _check_stops(request: Request) -> None:
+    for name, kind, what in (("stop", str, "strings"), ("stop_ids", int, "token ids")):
+        values = getattr(request, name)
+        if not isinstance(values, tuple | list) or any(type(v) is not kind for v in values):
+            raise RequestError(f"{name} must be a list of {what}, got {values!r}")
+    if any(not text for text in request.stop):
+        raise RequestError("a stop string is empty; leave it out")
+
+
+def _check_revision(request: Request) -> None:
+    value = request.revise_below
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise RequestError(f"revise_below must be a probability in [0, 1], got {value!r}")
+    if request.lossless and value > 0:
+        raise RequestError("lossless has a rule of its own; leave revise_below out")
+    if request.lossless and request.large_budget is not None:
+        raise RequestError(
+            "lossless cannot keep a large_budget: every token needs the large model's look; "
+            "leave one of the two out"
+        )
+
+
 class RowText:
     """The text of a row as it grows, and where a stop string ends it.
 
-    Bytes, because a token may hold part of a character. `text` is final only up to the last whole
-    character and, with stop strings, up to what could still become one.
+    Bytes, because a token may hold part of a character.
     """
 
-    tokenizer: Tokenizer
-    stop: tuple[bytes, ...]
-    content: bytearray = field(default_factory=bytearray)
-    stopped: bool = False
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
+        """Start empty."""
+        self._tokenizer = tokenizer
+        self._stop = tuple(text.encode() for text in stop)
+        self._longest = max((len(text) for text in self._stop), default=0)
+        self._content = bytearray()
+        self._ends: list[int] = []
+        self._cut: int | None = None
 
-    def add(self, token_id: int) -> None:
-        """Append a token's bytes; cut at the first stop string that they complete."""
-        before = len(self.content)
-        self.content += self.tokenizer.text_bytes(token_id)
-        start = max(0, before - max((len(s) for s in self.stop), default=0))
-        found = [at for s in self.stop if (at := self.content.find(s, start)) >= 0]
-        if found:
-            del self.content[min(found) :]
-            self.stopped = True
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string was completed."""
+        return self._cut is not None
 
     @property
     def text(self) -> str:
-        """The text so far; bytes that are no character yet become U+FFFD."""
-        return self.content.decode("utf-8", errors="replace")
+        """The text, up to a stop string; bytes that are no character become U+FFFD."""
+        return self._content[: self._cut].decode("utf-8", errors="replace")
+
+    def add(self, token_id: int) -> None:
+        """Append a token's bytes; look for the first stop string that they complete."""
+        before = len(self._content)
+        self._content += self._tokenizer.text_bytes(token_id)
+        self._ends.append(len(self._content))
+        start = max(0, before - self._longest)
+        found = [at for s in self._stop if (at := self._content.find(s, start)) >= 0]
+        self._cut = min(found, default=None)
+
+    def crop(self, tokens: int) -> None:
+        """Take back all but the first `tokens` tokens."""
+        del self._ends[tokens:]
+        del self._content[self._ends[-1] if self._ends else 0 :]
+        self._cut = None
 
 
 class RowState:
@@ -90,7 +159,7 @@ class RowState:
         self.finish_reason: FinishReason | None = None
         self._eos = frozenset(token for info in models for token in info.eos_ids)
         self._room = min(info.context_length for info in models)
-        self._text = RowText(tokenizer, tuple(text.encode() for text in request.stop))
+        self._text = RowText(tokenizer, request.stop)
         self._started = time.perf_counter()
 
     @property
@@ -113,6 +182,13 @@ class RowState:
             self.finish_reason = FinishReason.STOP
         elif len(self.records) >= self.request.max_tokens or len(self.tokens) >= self._room:
             self.finish_reason = FinishReason.LENGTH
+
+    def crop(self, count: int) -> None:
+        """Take back all but the first `count` generated tokens; the row goes on from there."""
+        del self.records[count:]
+        del self.tokens[len(self.request.prompt_ids) + count :]
+        self._text.crop(count)
+        self.finish_reason = None
 
     def trace(self, threshold: float | None = None) -> Trace:
         """Return the row as a trace; an unfinished row counts as cancelled."""

@@ -10,8 +10,6 @@ Shapes: T positions of one row in order, N positions, J = HISTORY.
 
 from __future__ import annotations
 
-from collections import deque
-
 import torch
 from torch import Tensor
 
@@ -46,12 +44,17 @@ class RowHistory:
 
     def __init__(self) -> None:
         """Start before the first token."""
-        self._pairs: deque[tuple[float, float]] = deque([(0.0, 0.0)] * HISTORY, maxlen=HISTORY)
+        self._pairs: list[tuple[float, float]] = []
 
     def append(self, entropy: float, surprise: float) -> None:
         """Add the newest position."""
-        self._pairs.appendleft((entropy, surprise))
+        self._pairs.append((entropy, surprise))
+
+    def crop(self, length: int) -> None:
+        """Forget all but the first `length` positions."""
+        del self._pairs[length:]
 
     def tensor(self) -> Tensor:
         """Return the history [J, 2]; nearest position first."""
-        return torch.tensor(list(self._pairs))
+        recent = self._pairs[: -HISTORY - 1 : -1]
+        return torch.tensor(recent + [(0.0, 0.0)] * (HISTORY - len(recent)))
