@@ -216,9 +216,12 @@ class MixedLoop:
         events: list[Event] = []
         for read in reads:
             if isinstance(read, _Failure):
-                events.append(self._drop(read))
+                if read.row.waits:
+                    events.append(self._drop(read))
                 continue
             for i, (row, lag) in enumerate(zip(read.rows, read.lags, strict=True)):
+                if not row.waits:
+                    continue  # it was cancelled on the way
                 row.settle(read.output.row(i), lag)
                 events += self._tell(row)
         return events
