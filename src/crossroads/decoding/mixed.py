@@ -204,8 +204,9 @@ class MixedLoop:
         work = (self.models.large, rows, [row.large for row in rows],
                 [row.to_read for row in rows], want)  # fmt: skip
         if self._helper is None:
+            answers = _read(*work)
             self._flight = Future()
-            self._flight.set_result(_read(*work))
+            self._flight.set_result(answers)
         else:
             self._flight = self._helper.submit(_read, *work)
 
