@@ -15,7 +15,7 @@ from crossroads.errors import ConfigError, EngineError, WeightsError
 INSTALL = 'pip install "crossroads-lm[llamacpp]"'
 _MAGIC = b"GGUF"
 _ERROR_LEVEL = 4  # ggml_log_level
-_UBATCH = 128  # tokens per graph: its scratch memory grows with this times the whole context
+UBATCH = 128  # tokens per graph: its scratch memory grows with this times the whole context
 _TINY_PARAMETERS = 20_000_000
 
 
@@ -151,7 +151,7 @@ def open_context(native: NativeModel, size: ContextSize) -> Any:
     params.n_ctx = size.context_length * size.max_rows
     params.n_seq_max = size.max_rows
     params.n_batch = size.batch_tokens
-    params.n_ubatch = min(size.batch_tokens, _UBATCH)
+    params.n_ubatch = min(size.batch_tokens, UBATCH)
     params.n_threads = params.n_threads_batch = size.threads
     params.pooling_type = library.LLAMA_POOLING_TYPE_NONE
     params.embeddings = True  # room for hidden states; switched for every decode

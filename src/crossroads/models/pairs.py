@@ -133,7 +133,7 @@ def load_pair(
     Raises:
         PairError: an unknown pair, or two tokenizers.
         WeightsError: weights that are not there or are damaged.
-        EngineError: an engine that is not installed or cannot load them.
+        EngineError: an engine that is not installed or cannot load them, or too little memory.
     """
     spec = find_pair(pair) if isinstance(pair, str) else pair
     small_path = locate(spec.small, pull=_pull_name(spec, spec.small), progress=progress)
@@ -142,6 +142,7 @@ def load_pair(
     tokenizer = load_tokenizer(spec.large, large_path)
     check_pair(small_tokenizer.pieces(), tokenizer.pieces(), spec.small.name, spec.large.name)
     size = _LoadSize(context_length, max_rows, threads)
+    size.check_memory([(spec.small, small_path), (spec.large, large_path)])
     small = _load(spec.small, small_path, size, progress)
     try:
         large = _load(spec.large, large_path, size, progress)
@@ -164,6 +165,7 @@ def load_model(
     path = locate(spec, pull=spec.name, progress=progress)
     tokenizer = load_tokenizer(spec, path)
     size = _LoadSize(context_length, max_rows, threads)
+    size.check_memory([(spec, path)])
     return LoadedModel(_load(spec, path, size, progress), tokenizer)
 
 
@@ -187,6 +189,20 @@ class _LoadSize:
     context_length: int
     max_rows: int
     threads: int | None
+
+    def check_memory(self, models: Sequence[tuple[ModelSpec, Path]]) -> None:
+        """Refuse what will not fit; models of other engines than llama.cpp are not counted."""
+        gguf = [path for spec, path in models if spec.engine == LLAMACPP]
+        if not gguf:
+            return
+        from crossroads.models import memory  # noqa: PLC0415
+
+        memory.check_memory(
+            [memory.estimate_gguf(path, self.context_length, self.max_rows) for path in gguf],
+            memory.free_memory(),
+            context_length=self.context_length,
+            max_rows=self.max_rows,
+        )
 
 
 def _load(spec: ModelSpec, path: Path, size: _LoadSize, progress: Progress | None) -> CausalLM:
