@@ -63,7 +63,7 @@ def test_a_stop_string_is_never_shown(
         (["generate", "x", "--small", "a.gguf", "--large", "b.gguf"], "a.gguf"),
         (["generate", "x", "--threshold", "nan"], "threshold must be a number >= 0"),
         (["generate", "x", "--temperature", "-1"], "temperature must be a number >= 0"),
-        (["generate", "x", "--max-tokens", "0"], "max_tokens must be >= 1"),
+        (["generate", "x", "--max-tokens", "0"], "max_tokens must be a whole number >= 1"),
         (["generate", "x", "--max-tokens", "many"], "not a valid integer"),
         (["generate", "x", "--colour"], "No such option"),
         (["generat"], "No such command 'generat'"),

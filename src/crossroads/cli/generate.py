@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import codecs
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from crossroads.models.pairs import Pair
     from crossroads.routing.routers.base import Router
     from crossroads.types import TokenRecord, Trace
+
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "seed")
 
 
 @click.command()
@@ -49,6 +52,26 @@ if TYPE_CHECKING:
 @click.option("--seed", default=0, show_default=True)
 @click.option("--stop", multiple=True, help="Stop string; may be given again.")
 @click.option(
+    "--policy",
+    default="immediate",
+    show_default=True,
+    help="How scores become decisions: immediate, momentum, rolling; NAME:KEY=VALUE,...",
+)
+@click.option("--max-lag", type=int, help="Most small tokens in a row before the large is asked.")
+@click.option("--large-budget", type=int, help="Most tokens that the large model writes.")
+@click.option(
+    "--revise-below",
+    default=0.0,
+    show_default=True,
+    help="When asked, the large model takes small tokens back that it gives less probability.",
+)
+@click.option(
+    "--lossless",
+    is_flag=True,
+    help="Take tokens back so that the output is the large model's own in distribution.",
+)
+@click.option("--logprobs", type=int, help="Log-probabilities of so many tokens, for --trace.")
+@click.option(
     "--trace", "trace_path", type=click.Path(dir_okay=False), help="Write the trace (JSON)."
 )
 def generate(
@@ -68,42 +91,30 @@ def generate(
     settings = _settings(sampling, threshold)
     with models.load(max_rows=1) as pair:
         mixed = _mixed(pair, router, threshold)
-        request = settings.request(_prompt_ids(pair.tokenizer, prompt, system, raw=raw))
-        trace = _run(mixed, request)
+        prompt_ids = tuple(_prompt_ids(pair.tokenizer, prompt, system, raw=raw))
+        trace = asyncio.run(_run(mixed, replace(settings, prompt_ids=prompt_ids)))
     if trace_path is not None:
         from crossroads.artifacts import write_json
 
         write_json(Path(trace_path), trace.to_json())
 
 
-@dataclass(frozen=True)
-class _Settings:
-    max_tokens: int
-    sampling: Any
-    stop: tuple[str, ...]
-
-    def request(self, prompt_ids: list[int]) -> Request:
-        from crossroads.decoding.request import Request
-
-        return Request(
-            tuple(prompt_ids),
-            max_tokens=self.max_tokens,
-            sampling=self.sampling,
-            stop=self.stop,
-        )
-
-
-def _settings(values: dict[str, Any], threshold: float | None) -> _Settings:
-    from crossroads.routing.policy import check_threshold
+def _settings(values: dict[str, Any], threshold: float | None) -> Request:
+    """Return the request, but for its prompt."""
+    from crossroads.decoding.request import Request, check_request
+    from crossroads.routing.policy import policy_by_name
     from crossroads.sampling import SamplingParams
 
-    if threshold is not None:
-        check_threshold(threshold)
-    stop = tuple(values.pop("stop"))
-    max_tokens = values.pop("max_tokens")
-    if max_tokens < 1:
-        raise RequestError(f"max_tokens must be >= 1, got {max_tokens}")
-    return _Settings(max_tokens, SamplingParams(**values), stop)
+    sampled = {name: values.pop(name) for name in SAMPLING}
+    request = Request(
+        (0,),
+        threshold=threshold,
+        sampling=SamplingParams(**sampled),
+        policy=policy_by_name(values.pop("policy")),
+        **values,
+    )
+    check_request(request, [])
+    return request
 
 
 def _prompt_ids(tokenizer: Tokenizer, prompt: str, system: str | None, *, raw: bool) -> list[int]:
@@ -152,19 +163,20 @@ def _router(pair: Pair, name: str | None) -> tuple[Router, float]:
     return loaded.router, loaded.card.threshold
 
 
-def _run(models: MixedModels, request: Request) -> Trace:
+async def _run(models: MixedModels, request: Request) -> Trace:
     """Stream one answer to the terminal, then its usage; return the trace."""
-    from crossroads.decoding.mixed import stream
+    from crossroads.decoding.engine import Engine
 
     printer = _Printer(models.tokenizer, request.stop, coloured=sys.stdout.isatty())
     started = time.perf_counter()
     first: float | None = None
     trace: Trace | None = None
-    for event in stream(models, request):
-        first = first or time.perf_counter() - started
-        if event.record is not None:
-            printer.add(event.record)
-        trace = event.trace
+    async with Engine(models, max_rows=1) as engine:
+        async for event in engine.generate(request):
+            first = first or time.perf_counter() - started
+            if event.record is not None:
+                printer.add(event.record)
+            trace = event.trace
     assert trace is not None
     printer.end()
     seconds = time.perf_counter() - started
@@ -182,9 +194,11 @@ def _usage_line(models: MixedModels, trace: Trace, seconds: float, first: float)
         models.large.info.active_parameters,
         models.router.parameters,
     )
+    taken_back = f", {usage.discarded_tokens} taken back" if usage.discarded_tokens else ""
+    calls = f", asked {usage.large_calls} times" if usage.large_calls != usage.large_tokens else ""
     return (
         f"[{usage.generated_tokens} tokens: {usage.small_tokens} small, {usage.large_tokens} large"
-        f" | large_fraction {usage.large_fraction:.3f}"
+        f"{calls}{taken_back} | large_fraction {usage.large_fraction:.3f}"
         f" | {usage.generated_tokens / seconds:.1f} tokens/s, first after {first:.2f} s"
         f" | {active / 1e9:.2f} B active parameters per token"
         f" | {trace.finish_reason}]"
