@@ -131,7 +131,7 @@ def _prompt_ids(tokenizer: Tokenizer, prompt: str, system: str | None, *, raw: b
 def _mixed(pair: Pair, router: str | None, threshold: float | None) -> MixedModels:
     from crossroads.decoding.mixed import MixedModels
 
-    chosen, own = _router(pair, router)
+    chosen, own = choose_router(pair, router)
     return MixedModels(
         pair.small, pair.large, chosen, pair.tokenizer, own if threshold is None else threshold
     )
@@ -140,7 +140,7 @@ def _mixed(pair: Pair, router: str | None, threshold: float | None) -> MixedMode
 DEFAULT_HEURISTIC_THRESHOLD = 0.15
 
 
-def _router(pair: Pair, name: str | None) -> tuple[Router, float]:
+def choose_router(pair: Pair, name: str | None) -> tuple[Router, float]:
     """Return the router that was asked for and its own threshold."""
     from crossroads.routing.checkpoint import load_router, router_by_name
     from crossroads.routing.pretrained import find_pretrained

@@ -29,6 +29,7 @@ VERBS: Mapping[str, str] = {
     "diagnose": "why a positive_rate differs from another one",
     "simulate": "write labelled data whose best router is known",
     "generate": "answer a prompt with both models",
+    "bench": "measure how fast a pair is, beside the engines' own loops",
 }
 
 

@@ -169,6 +169,16 @@ class LlamaCppLM:
         """What the model is."""
         return self._info
 
+    @property
+    def path(self) -> Path:
+        """The GGUF file."""
+        return self._native.path
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes that a row's cache takes per token."""
+        return self._native.cache_bytes
+
     def tokenizer(self) -> GgufTokenizer:
         """Return the file's tokenizer; it works until this model is closed."""
         return GgufTokenizer(self._native)
@@ -227,6 +237,25 @@ class LlamaCppLM:
             cache._length += len(tokens)
         return concatenate(outputs, counts)
 
+    def read_only(self, cache: KVCache, tokens: Sequence[int]) -> None:
+        """Append tokens to a cache and return nothing: the last one's logits stay in llama.cpp.
+
+        What a baseline of llama.cpp alone calls, and what times its arithmetic without our reading.
+        """
+        own = self._own(cache)
+        check_extend(self._info, [own], [tokens])
+        for start in range(0, len(tokens), self._batch_tokens):
+            part = tokens[start : start + self._batch_tokens]
+            self._decode(
+                [
+                    _Entry(token, own.length + i, own._slot, start + i == len(tokens) - 1)
+                    for i, token in enumerate(part)
+                ],
+                hidden=False,
+            )
+            own._length += len(part)
+        self._llama.llama_synchronize(self._context)
+
     def embed(self, token_ids: Sequence[int]) -> Tensor:
         """Return the rows [N, E] of the input embedding, float32.
 
@@ -249,7 +278,7 @@ class LlamaCppLM:
 
     def _read(self, entries: Sequence[_Entry], want: Want, hidden: bool) -> Iterator[StepOutput]:
         """Decode one batch and yield its outputs, in the order of the entries."""
-        self._decode(entries, hidden)
+        self._decode(entries, hidden=hidden)
         outputs = [index for index, entry in enumerate(entries) if entry.output]
         for start in range(0, len(outputs), _HEAD_BLOCK):
             block = outputs[start : start + _HEAD_BLOCK]
@@ -264,7 +293,7 @@ class LlamaCppLM:
                 logits_NV.clone() if want.logits else logits_NV, (len(block),), want, hidden_NH
             )
 
-    def _decode(self, entries: Sequence[_Entry], hidden: bool) -> None:
+    def _decode(self, entries: Sequence[_Entry], *, hidden: bool) -> None:
         batch = self._batch
         batch.n_tokens = len(entries)
         for index, entry in enumerate(entries):

@@ -105,6 +105,20 @@ class NativeModel:
         size = self.llama.llama_model_meta_val_str(self.pointer, key.encode(), buffer, len(buffer))
         return buffer.value.decode(errors="replace") if size >= 0 else None
 
+    def number(self, key: str, otherwise: int = 0) -> int:
+        """Return one number of the model family's own part of the header."""
+        text = self.metadata(f"{self.metadata('general.architecture')}.{key}") or ""
+        return int(text) if text.isdigit() else otherwise
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes that a cache takes per token: a key and a value in every layer."""
+        heads = max(1, self.number("attention.head_count", 1))
+        width = self.number("attention.key_length", self.number("embedding_length") // heads)
+        kept = 2 * self.number("attention.head_count_kv", heads) * width
+        bytes_each = 4 if self.metadata("general.file_type") == "0" else 2  # as open_context does
+        return self.number("block_count") * kept * bytes_each
+
     def close(self) -> None:
         """Free the memory. Twice is harmless."""
         self._free()

@@ -33,21 +33,11 @@ def estimate_gguf(path: Path, context_length: int, max_rows: int) -> MemoryEstim
     """Return what llama.cpp will take for a GGUF file: read from its header, weights untouched."""
     native = NativeModel(path, vocab_only=True)
     try:
-        family = native.metadata("general.architecture")
-
-        def number(key: str, otherwise: int = 0) -> int:
-            text = native.metadata(f"{family}.{key}") or ""
-            return int(text) if text.isdigit() else otherwise
-
-        heads = max(1, number("attention.head_count", 1))
-        width = number("attention.key_length", number("embedding_length") // heads)
-        kept = 2 * number("attention.head_count_kv", heads) * width  # a key and a value
-        bytes_each = 4 if native.metadata("general.file_type") == "0" else 2
-        positions = max_rows * min(context_length, number("context_length", context_length))
+        trained = native.number("context_length", context_length)
         return MemoryEstimate(
             name=path.stem,
             weights=path.stat().st_size,
-            caches=positions * number("block_count") * kept * bytes_each,
+            caches=native.cache_bytes * max_rows * min(context_length, trained),
             scratch=UBATCH * int(native.llama.llama_vocab_n_tokens(native.vocab)) * 4,
         )
     finally:

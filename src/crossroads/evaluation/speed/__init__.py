@@ -1,0 +1,1 @@
+"""How fast a pair generates, beside each engine's own loops and beside what arithmetic allows."""
