@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
+import torch
 
 from crossroads.decoding.request import Request
 from crossroads.errors import CrossroadsError, PairError
+from crossroads.models.base import Want
 from crossroads.models.catalogue import find_model
+from crossroads.models.llamacpp import QUANTISED_TOLERANCE
 from crossroads.models.pairs import Pair, load_pair, resolve_pair
 from crossroads.models.store import locate
 from crossroads.training.threshold import NEVER
-from crossroads.types import Message, Role
+from crossroads.types import Cause, Message, Role
 from laws.pairs import alone, mixed, tokens
 
 pytestmark = [pytest.mark.pair, pytest.mark.slow]
@@ -40,6 +45,30 @@ def test_a_mixed_answer_has_both_writers_and_reads_as_text(real_pair: Pair) -> N
     assert 0 < trace.usage.large_fraction < 1
     assert trace.text.isprintable() or "\n" in trace.text
     assert len(trace.text.split()) >= 5
+
+
+def test_lossless_writes_what_the_large_model_finds_likeliest(real_pair: Pair) -> None:
+    asked = [
+        dataclasses.replace(r, lossless=True, max_lag=4, max_tokens=24) for r in requests(real_pair)
+    ]
+    (trace,) = mixed(real_pair, asked, NEVER)
+    assert trace.usage.small_tokens > 0
+    cache = real_pair.large.new_cache()
+    text = [*trace.prompt_ids, *trace.token_ids]
+    count = len(trace.token_ids)
+    output = real_pair.large.extend([cache], [text[:-1]], Want((count,), logits=True))
+    cache.release()
+    written_N = output.logits_NV.gather(1, torch.tensor(trace.token_ids)[:, None])[:, 0]
+    # Not always the very best: read in other pieces, the logits of quantised weights move.
+    assert (output.top_logits_NK[:, 0] - written_N).max() < QUANTISED_TOLERANCE
+
+
+def test_with_revision_no_small_token_is_implausible(real_pair: Pair) -> None:
+    asked = [dataclasses.replace(r, revise_below=0.3, max_lag=6) for r in requests(real_pair)]
+    (trace,) = mixed(real_pair, asked, NEVER)
+    causes = {record.cause for record in trace.records if record.writer is Role.LARGE}
+    assert causes <= {Cause.MAX_LAG, Cause.REVISION}
+    assert trace.usage.large_calls >= len(trace.records) // 7
 
 
 def test_info_is_what_the_catalogue_promises(real_pair: Pair) -> None:

@@ -1,7 +1,8 @@
-"""Laws 1, 2 and 4 on engines with real caches: a tiny transformer and a tiny GGUF."""
+"""Laws 1, 2, 4 and 5 on engines with real caches: a tiny transformer and a tiny GGUF."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from crossroads.labelling.compare import compare
 from crossroads.models.pairs import Pair
 from crossroads.routing.features import FEATURES
 from crossroads.routing.policy import sends_to_large
+from crossroads.routing.routers.heuristics import entropy
 from crossroads.training.threshold import NEVER
 from crossroads.types import Role
 from laws.pairs import alone, mixed, random_requests, tokens
@@ -92,6 +94,32 @@ def test_a_batched_row_is_the_same_row_alone(pair: Pair, temperature: float) -> 
     assert tokens(together) == tokens(apart)
     share = sum((t.usage for t in together), together[0].usage).large_fraction
     assert 0.1 < share < 0.9, "the example must route some tokens and keep some"
+
+
+@pytest.mark.parametrize("max_lag", [None, 3])
+@pytest.mark.parametrize("threshold", [ROUTING, NEVER])
+@pytest.mark.parametrize("overlap", [False, True])
+def test_lossless_greedy_is_the_large_model_alone(
+    pair: Pair, threshold: float, max_lag: int | None, overlap: bool
+) -> None:
+    plain = requests(count=6)
+    asked = [dataclasses.replace(r, lossless=True, max_lag=max_lag) for r in plain]
+    router = entropy(pair.small.info.vocab_size)
+    models = MixedModels(pair.small, pair.large, router, pair.tokenizer, threshold)
+    traces = dict(generate(models, asked, max_rows=4, overlap=overlap))
+    assert [traces[i].token_ids for i in range(6)] == tokens(alone(pair, Role.LARGE, plain))
+    assert sum(trace.usage.discarded_tokens for trace in traces.values()) > 0
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_a_row_that_revises_is_the_same_row_alone(pair: Pair, temperature: float) -> None:
+    asked = [
+        dataclasses.replace(r, revise_below=0.2, max_lag=5) for r in requests(temperature, count=6)
+    ]
+    together = mixed(pair, asked, ROUTING, max_rows=4)
+    apart = [mixed(pair, [request], ROUTING)[0] for request in asked]
+    assert tokens(together) == tokens(apart)
+    assert [trace.usage for trace in together] == [trace.usage for trace in apart]
 
 
 def test_routed_tokens_are_what_the_large_model_says_of_the_mixed_prefix(pair: Pair) -> None:
