@@ -35,7 +35,7 @@ def scripted(_folder: Path) -> contract.Case:
     return contract.Case(model, tolerance=0.0)
 
 
-def transformer(_folder: Path) -> contract.Case:
+def transformer(_folder: Path, batched: bool = True) -> contract.Case:
     pytest.importorskip("transformers")
     from crossroads.models.transformers import TransformersLM
 
@@ -45,7 +45,9 @@ def transformer(_folder: Path) -> contract.Case:
         fingerprint="tiny",
         context_length=CONTEXT,
         max_rows=ROWS,
+        batched=batched,
     )
+    assert model.batched == batched
     return with_weights(model, tolerance=1e-4)
 
 
@@ -73,6 +75,7 @@ def with_weights(model: CausalLM, tolerance: float) -> contract.Case:
 FACTORIES: dict[str, Callable[[Path], contract.Case]] = {
     "scripted": scripted,
     "transformer": transformer,
+    "transformer-rows": partial(transformer, batched=False),  # the fallback, one cache per row
     "gguf": gguf,
     "gguf-small-batches": partial(gguf, batch_tokens=5),  # most rows are cut within a batch
 }

@@ -55,9 +55,11 @@ def model() -> Any:
     return tiny_model()
 
 
-@pytest.fixture
-def lm(model: Any) -> Any:
-    return wrap(model)
+@pytest.fixture(params=[True, False], ids=["batched", "rows"])
+def lm(model: Any, request: pytest.FixtureRequest) -> Any:
+    lm = wrap(model, batched=request.param)
+    assert lm.batched == request.param
+    return lm
 
 
 def read(lm: Any, ids: list[int], cache: Any = None, want: Want = EVERYTHING) -> Any:
@@ -178,7 +180,8 @@ def test_a_failure_between_two_layers_leaves_every_cache_as_it_was(lm: Any) -> N
     def fail(*_: Any, **__: Any) -> None:
         nonlocal calls
         calls += 1
-        if calls == 2:  # the second row, whose first two layers have already grown
+        # The first two layers have already grown: of both rows, or of the second one.
+        if calls == (1 if lm.batched else 2):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     handle = layer.register_forward_pre_hook(fail)

@@ -1,15 +1,14 @@
 """A CausalLM on a Hugging Face causal language model: the reference for correctness, CPU and GPU.
 
-Every row has a DynamicCache of its own, so that a crop is a row's own affair, and rows are read
-one after another: a row's outputs cannot depend on its neighbours, and nothing is gained by
-batching. Shapes: N positions, V vocabulary, H hidden size.
+Rows are read together (`slot_cache`) where that gives what reading them one by one gives
+(`row_cache`); a probe at construction finds out. Shapes: N positions, V vocabulary, H hidden size,
+E embedding size.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crossroads.errors import ConfigError, EngineError, RequestError
+from crossroads.errors import EngineError, RequestError
 from crossroads.models.base import (
     KVCache,
     StepOutput,
@@ -27,30 +26,33 @@ from crossroads.models.base import (
     concatenate,
     summarise,
 )
+from crossroads.models.hf_model import (
+    context_length_of,
+    count_parameters,
+    decoder_of,
+    eos_ids_of,
+    head_of,
+)
 from crossroads.models.hf_source import find_source, first_line
 from crossroads.models.hf_tokenizer import HfTokenizer
+from crossroads.models.row_cache import CacheStore, RowRead, RowStore, refuse_uncroppable
+from crossroads.models.slot_cache import SlotStore
+from crossroads.models.slot_masks import why_not_batched
+from crossroads.models.slot_probe import why_rows_differ
 from crossroads.types import ModelInfo
 
-_CHUNK = 512  # tokens per forward pass: bounds the activations of a long row
 _HEAD_BLOCK = 64  # positions per head call: 64 x 152k float32 logits are 39 MB
 _PROBE_TOLERANCE = 0.05  # of the largest logit; a scale or a cap that we missed is far beyond it
-
-# How a family multiplies what its head returns, by the start of `config.model_type`. The probe at
-# construction refuses a model that does something else.
-_LOGIT_SCALES: dict[str, Callable[[Any], float | None]] = {
-    "cohere": lambda config: getattr(config, "logit_scale", None),
-    "granite": lambda config: 1.0 / getattr(config, "logits_scaling", 1.0),
-    "hyperclovax": lambda config: getattr(config, "logits_scaling", None),
-}
+_NOT_RUNNABLE = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 
 
 class TransformersCache:
-    """One row's keys and values, every layer whole (sliding windows are only masked)."""
+    """One row of a TransformersLM: a length, and a place in its store of keys and values."""
 
-    def __init__(self, owner: TransformersLM, layers: Any, length: int = 0) -> None:
-        """Take a slot of `owner`; `layers` is a DynamicCache of `length` tokens."""
+    def __init__(self, owner: TransformersLM, place: Any, length: int = 0) -> None:
+        """Take `place`, which holds `length` tokens."""
         self._owner: TransformersLM | None = owner
-        self._layers = layers
+        self._place = place
         self._length = length
 
     @property
@@ -61,59 +63,27 @@ class TransformersCache:
     def crop(self, length: int) -> None:
         """Forget all but the first `length` tokens."""
         check_length(self, length)
-        if self._layers is not None:
-            _cut(self._layers, length)
+        if self._owner is not None:
+            self._owner._store.cut(self._place, length)
         self._length = length
 
     def release(self) -> None:
-        """Give the slot back and free the memory."""
-        if self._owner is not None:
-            self._owner._alive.discard(self)
-        self._owner = self._layers = None
+        """Give the place back."""
+        owner, place = self._owner, self._place
+        self._owner = self._place = None
         self._length = 0
-
-    def _read(self, decoder: Any, ids_1N: Tensor) -> Tensor:
-        """Append ids and return the hidden states [N, H] after the final norm."""
-        output = decoder(input_ids=ids_1N, past_key_values=self._layers, use_cache=True)
-        hidden_NH: Tensor = output.last_hidden_state[0]
-        self._length += ids_1N.shape[1]
-        return hidden_NH
-
-    def _restore(self, length: int) -> None:
-        """Undo a read that may have died between two layers."""
-        _cut(self._layers, length)
-        self._length = length
-
-
-def _cut(layers: Any, length: int) -> None:
-    """Keep `length` tokens of every layer, however many each holds."""
-    for layer in layers.layers:
-        extra = layer.get_seq_length() - length if hasattr(layer, "get_seq_length") else 0
-        if extra > 0:  # crop takes the number to remove, negated; crop(0) would remove nothing
-            layer.crop(-extra)
-
-
-@dataclass(frozen=True, slots=True)
-class _Head:
-    """From the last hidden state to logits, as the model's own forward pass does it."""
-
-    module: Any
-    scale: float
-    softcap: float | None
-
-    def __call__(self, hidden_NH: Tensor) -> Tensor:
-        logits_NV: Tensor = self.module(hidden_NH).float() * self.scale
-        if self.softcap is not None:
-            logits_NV = self.softcap * torch.tanh(logits_NV / self.softcap)
-        return logits_NV
+        if owner is not None:
+            owner._alive.discard(self)
+            owner._store.free(place)
 
 
 class TransformersLM:
     """A CausalLM over a loaded `AutoModelForCausalLM`, in the model's own number type.
 
-    Chunked and unchunked reading agree to about 1e-5 of the largest logit in float32; half types
-    are coarser. Models whose cache cannot be cropped (recurrent, linear attention) are refused,
-    as are models whose logits are not a known function of the hidden state.
+    Chunked and unchunked reading, and a row alone and beside others, agree to about 1e-5 of the
+    largest logit in float32; half types are coarser. Models whose cache cannot be cropped
+    (recurrent, linear attention) are refused, as are models whose logits are not a known function
+    of the hidden state.
     """
 
     def __init__(
@@ -125,8 +95,12 @@ class TransformersLM:
         tokenizer_fingerprint: str = "",
         max_rows: int = 64,
         context_length: int | None = None,
+        batched: bool = True,
     ) -> None:
         """Wrap `model`, which is put in evaluation mode.
+
+        `batched=False` reads rows one by one: slower, less memory for rows of different lengths,
+        and a row's outputs are the same to the last bit whatever is beside it.
 
         Raises:
             EngineError: the model's cache or its head is of a kind that this engine cannot drive.
@@ -135,17 +109,18 @@ class TransformersLM:
         self._model = model.eval()
         self._config = model.config.get_text_config(decoder=True)
         self._name = name
-        _refuse_uncroppable(name, model, self._config)
-        self._decoder = _decoder_of(model)
-        self._head: Any = _head_of(model, self._config)
+        refuse_uncroppable(name, model, self._config)
+        self._decoder = decoder_of(model)
+        self._head: Any = head_of(model, self._config)
         self._embedding = model.get_input_embeddings()
         self._device: torch.device = self._embedding.weight.device
+        self._store: CacheStore = RowStore(self._config, self._device)
         vocab_size = int(self._embedding.weight.shape[0])
         try:
             hidden_size = self._probe(vocab_size)
-        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        except _NOT_RUNNABLE as error:
             raise EngineError(f"{name} cannot be run: {first_line(error)}") from error
-        parameters, active = _count_parameters(model, self._config)
+        parameters, active = count_parameters(model, self._config)
         self._info = ModelInfo(
             name=name,
             engine="transformers",
@@ -154,12 +129,13 @@ class TransformersLM:
             active_parameters=active,
             vocab_size=vocab_size,
             hidden_size=hidden_size,
-            context_length=_context_length(name, self._config, context_length),
+            context_length=context_length_of(name, self._config, context_length),
             max_rows=max_rows,
-            eos_ids=_eos_ids(model),
+            eos_ids=eos_ids_of(model),
             dtype=str(model.dtype).removeprefix("torch."),
             tokenizer_fingerprint=tokenizer_fingerprint,
         )
+        self._why_not_batched = self._try_slots() if batched else "it was asked for"
 
     @classmethod
     def load(
@@ -173,6 +149,7 @@ class TransformersLM:
         context_length: int | None = None,
         max_rows: int = 64,
         trust_remote_code: bool = False,
+        batched: bool = True,
     ) -> TransformersLM:
         """Load a folder, a repository of the model hub, or a GGUF file in either.
 
@@ -193,7 +170,18 @@ class TransformersLM:
             tokenizer_fingerprint=HfTokenizer(source.load_tokenizer()).fingerprint,
             max_rows=max_rows,
             context_length=context_length,
+            batched=batched,
         )
+
+    @property
+    def batched(self) -> bool:
+        """Whether one forward pass reads many rows."""
+        return self._store.batched
+
+    @property
+    def why_not_batched(self) -> str | None:
+        """Why rows are read one by one; None if they are not."""
+        return self._why_not_batched
 
     @property
     def info(self) -> ModelInfo:
@@ -202,25 +190,34 @@ class TransformersLM:
 
     def new_cache(self) -> TransformersCache:
         """Return an empty cache."""
-        return self._admit(_empty_layers(self._config))
+        self._check_room()
+        return self._admit(self._store.new())
 
     def fork(self, cache: KVCache, length: int) -> TransformersCache:
-        """Return a new cache with the first `length` tokens of `cache`; the tensors are shared.
+        """Return a new cache with the first `length` tokens of `cache`, shared or copied.
 
-        Sharing is safe because a layer grows by making new tensors, never in place.
+        Raises:
+            EngineError: as CausalLM says, or there is no memory for the copy.
         """
         source = self._own(cache)
         check_length(source, length)
-        layers = copy.copy(source._layers)
-        layers.layers = [copy.copy(layer) for layer in source._layers.layers]
-        _cut(layers, length)
-        return self._admit(layers, length)
+        self._check_room()
+        try:
+            place = self._store.fork(source._place, length)
+        except RuntimeError as error:  # torch's out of memory is one
+            raise EngineError(
+                f"{self._info.name} failed while copying a row: {first_line(error)}; "
+                "nothing was changed, try fewer or shorter rows"
+            ) from error
+        return self._admit(place, length)
 
-    def _admit(self, layers: Any, length: int = 0) -> TransformersCache:
+    def _check_room(self) -> None:
         self._check_open()
         if len(self._alive) >= self._info.max_rows:
             raise EngineError(f"all {self._info.max_rows} rows of {self._info.name} are in use")
-        cache = TransformersCache(self, layers, length)
+
+    def _admit(self, place: Any, length: int = 0) -> TransformersCache:
+        cache = TransformersCache(self, place, length)
         self._alive.add(cache)
         return cache
 
@@ -238,22 +235,27 @@ class TransformersLM:
         self._check_open()
         check_extend(self._info, caches, new_tokens)
         rows = [self._own(cache) for cache in caches]
-        before = [row.length for row in rows]
-        outputs: list[StepOutput] = []
         counts = want.counts(new_tokens)
+        reads = [
+            RowRead(row._place, row.length, tokens, count)
+            for row, tokens, count in zip(rows, new_tokens, counts, strict=True)
+        ]
         try:
             with torch.inference_mode():
-                for row, tokens, count in zip(rows, new_tokens, counts, strict=True):
-                    outputs += self._read_row(row, tokens, count, want)
+                hidden_NH = self._store.read(self._decoder, reads)
+                blocks_NH = torch.split(hidden_NH, _HEAD_BLOCK)
+                outputs = [self._outputs(block_NH, want) for block_NH in blocks_NH]
         except BaseException as error:
-            for row, length in zip(rows, before, strict=True):
-                row._restore(length)
+            for row in rows:
+                self._store.cut(row._place, row.length)
             if not isinstance(error, Exception):
                 raise
             raise EngineError(
                 f"{self._info.name} failed while reading tokens: {first_line(error)}; "
                 "nothing was changed, try fewer or shorter rows"
             ) from error
+        for row, tokens in zip(rows, new_tokens, strict=True):
+            row._length += len(tokens)
         return concatenate(outputs, counts)
 
     def embed(self, token_ids: Sequence[int]) -> Tensor:
@@ -270,26 +272,10 @@ class TransformersLM:
         """Free the weights and every cache."""
         for cache in tuple(self._alive):
             cache.release()
+        self._store.clear()
         self._model = self._decoder = self._head = self._embedding = None
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-
-    def _read_row(
-        self, row: TransformersCache, tokens: Sequence[int], count: int, want: Want
-    ) -> list[StepOutput]:
-        """Read one row chunk by chunk; return its last `count` outputs, block by block."""
-        ids_N = torch.tensor([int(token) for token in tokens], device=self._device)
-        blocks: list[StepOutput] = []
-        skip = len(tokens) - count
-        for ids_C in torch.split(ids_N, _CHUNK):
-            hidden_NH = row._read(self._decoder, ids_C[None])[skip:]
-            skip = max(0, skip - len(ids_C))
-            blocks += [
-                self._outputs(part_NH, want)
-                for part_NH in torch.split(hidden_NH, _HEAD_BLOCK)
-                if len(part_NH)
-            ]
-        return blocks
 
     def _outputs(self, hidden_NH: Tensor, want: Want) -> StepOutput:
         out = summarise(
@@ -318,104 +304,51 @@ class TransformersLM:
         What a family does to its logits is not declared anywhere; this finds what the table of
         scales misses, and models that ignore the cache they are given.
         """
-        ids_1N = torch.tensor([[1, vocab_size // 3, vocab_size // 2]], device=self._device)
-        mine = TransformersCache(self, _empty_layers(self._config))
-        theirs = _empty_layers(self._config)
+        ids = [1, vocab_size // 3, vocab_size // 2]
+        mine, theirs = self._store.new(), self._store.new()
         with torch.inference_mode():
             for start, stop in pairwise((0, 2, 3)):
-                part_1N = ids_1N[:, start:stop]
-                hidden_NH = mine._read(self._decoder, part_1N)
+                part_1N = torch.tensor([ids[start:stop]], device=self._device)
+                read = RowRead(mine, start, ids[start:stop], 1)
+                hidden_1H = self._store.read(self._decoder, [read])
                 reply = self._model(input_ids=part_1N, past_key_values=theirs, use_cache=True)
             expected_V = reply.logits[0, -1].float()
-            difference = (self._head(hidden_NH[-1:])[0] - expected_V).abs().max().item()
+            difference = (self._head(hidden_1H)[0] - expected_V).abs().max().item()
         if not difference <= _PROBE_TOLERANCE * expected_V.abs().max().item():
             raise EngineError(
                 f"{self._name}'s logits are not its head applied to its last hidden state (model "
                 f"type {self._config.model_type}); this engine does not know what else it does"
             )
-        if theirs.get_seq_length() != ids_1N.shape[1]:
+        if theirs.get_seq_length() != len(ids):
             raise EngineError(f"{self._name} does not use the cache it is given; it cannot be run")
-        return int(hidden_NH.shape[1])
+        return int(hidden_1H.shape[1])
 
+    def _try_slots(self) -> str | None:
+        """Read rows together from now on; otherwise return why that cannot be done."""
+        reason = why_not_batched(self._config)
+        if reason is not None:
+            return reason
+        try:
+            differ = why_rows_differ(
+                self._slots(max_rows=3, context_length=64),
+                self._store,
+                self._decoder,
+                self._head,
+                self._config,
+                self._info.vocab_size,
+            )
+        except _NOT_RUNNABLE as error:
+            kind = self._config.model_type
+            return f"{kind} does not take rows of several lengths: {first_line(error)}"
+        if differ is None:
+            self._store = self._slots(self._info.max_rows, self._info.context_length)
+        return differ
 
-def _empty_layers(config: Any) -> Any:
-    """Return an empty cache; a sliding layer keeps its whole row, so that it can be cropped.
-
-    The model's mask hides what is outside the window either way; the price is memory.
-    """
-    from transformers import cache_utils  # noqa: PLC0415
-
-    cache = cache_utils.DynamicCache(config=config)
-    cache.layers = [
-        cache_utils.DynamicLayer()
-        if type(layer) is cache_utils.DynamicSlidingWindowLayer
-        else layer
-        for layer in cache.layers
-    ]
-    return cache
-
-
-def _refuse_uncroppable(name: str, model: Any, config: Any) -> None:
-    good = ("DynamicLayer", "DummyLayer")  # a dummy borrows another layer's keys and values
-    try:
-        kinds = {type(layer).__name__ for layer in _empty_layers(config).layers}.difference(good)
-    except KeyError as error:  # a layer type for which transformers has no cache class
-        kinds = {str(error)}
-    if not kinds and getattr(model, "_is_stateful", False):
-        kinds = {"recurrent state"}
-    if kinds:
-        raise EngineError(
-            f"{name} keeps a state that cannot be cut back to an earlier token "
-            f"({', '.join(sorted(kinds))}); use a model with attention layers only"
+    def _slots(self, max_rows: int, context_length: int) -> SlotStore:
+        return SlotStore(
+            self._config,
+            self._device,
+            self._model.dtype,
+            max_rows=max_rows,
+            context_length=context_length,
         )
-
-
-def _decoder_of(model: Any) -> Any:
-    """Return the part of the model that ends in the final norm."""
-    decoder = model.get_decoder()
-    return getattr(model, "model", model.base_model) if decoder is model else decoder
-
-
-def _head_of(model: Any, config: Any) -> _Head:
-    family = config.model_type
-    scales = [read(config) for start, read in _LOGIT_SCALES.items() if family.startswith(start)]
-    scale = scales[0] if scales else None
-    return _Head(
-        module=model.get_output_embeddings(),
-        scale=1.0 if scale is None else float(scale),
-        softcap=getattr(config, "final_logit_softcapping", None),
-    )
-
-
-def _count_parameters(model: Any, config: Any) -> tuple[int, int]:
-    """Return all parameters and an estimate of those one token uses.
-
-    Of the routed experts a token uses `num_experts_per_tok` out of all; everything else it uses.
-    """
-    total = int(model.num_parameters())
-    counts = ("num_experts", "num_local_experts", "n_routed_experts")
-    experts = next((n for n in (getattr(config, c, None) for c in counts) if n), None)
-    chosen = getattr(config, "num_experts_per_tok", None)
-    if not experts or not chosen:
-        return total, total
-    routed = sum(p.numel() for n, p in model.named_parameters() if ".experts." in n)
-    return total, total - routed + routed * int(chosen) // int(experts)
-
-
-def _context_length(name: str, config: Any, wanted: int | None) -> int:
-    if wanted is not None and wanted < 1:
-        raise ConfigError(f"context_length must be at least 1, got {wanted}")
-    known = getattr(config, "max_position_embeddings", None)
-    sizes = [int(size) for size in (known, wanted) if size]
-    if not sizes:
-        raise ConfigError(f"{name} does not say how long its context is; give context_length")
-    return min(sizes)
-
-
-def _eos_ids(model: Any) -> tuple[int, ...]:
-    """Return every end id of the generation config and the config, in that order."""
-    ids: list[int] = []
-    for config in (getattr(model, "generation_config", None), model.config):
-        value = getattr(config, "eos_token_id", None)
-        ids += [value] if isinstance(value, int) else list(value or ())
-    return tuple(dict.fromkeys(ids))
