@@ -15,17 +15,19 @@ from crossroads.models.llamacpp import LlamaCppLM
 
 
 def assisted(small: LlamaCppLM, large: LlamaCppLM) -> Callable[[int], dict[str, System]]:
-    """Load both models with transformers; return its large model alone, and with its assistant.
+    """Return what makes the systems: transformers' large model alone, and with its assistant.
 
-    Raises:
+    Effects: the models are loaded when the systems are made.
+
+    Raises (then):
         EngineError: transformers is not installed, or cannot load them.
     """
-    models = [
-        find_source(model.path.parent, None, model.path.name).load_model("bfloat16", "cpu")
-        for model in (large, small)
-    ]
 
     def systems(max_tokens: int) -> dict[str, System]:
+        models = [
+            find_source(model.path.parent, None, model.path.name).load_model("bfloat16", "cpu")
+            for model in (large, small)
+        ]
         return {
             "large alone (transformers)": _system(models[0], None, max_tokens),
             "assisted (transformers)": _system(models[0], models[1], max_tokens),

@@ -93,13 +93,14 @@ def bench_speed(
 ) -> SpeedResult:
     """Measure a pair.
 
-    more: further systems, for a number of tokens, that take their turns with ours.
+    more: makes further systems, for a number of tokens, that take their turns with ours.
     """
     prompts = prompts_of(native, config.prompts)
     small = ReadingTimes.of(native.small, progress)
     large = ReadingTimes.of(native.large, progress)
     tokens = config.max_tokens
     thresholds = thresholds_for(native, router, config.fractions, prompts, tokens)
+    memory = _memory(native)  # before others load the weights once more
     systems = own_loops(native, tokens) | routed(native, router, thresholds, tokens)
     systems |= speculation(native, tokens)
     lookup = _lookup(native, threads) if config.lookup else None
@@ -119,7 +120,7 @@ def bench_speed(
             role: {n: 1000 * seconds for n, seconds in times.seconds.items()}
             for role, times in (("small", small), ("large", large))
         },
-        memory=_memory(native),
+        memory=memory,
         provenance=provenance(config=asdict(config), thresholds=thresholds, threads=threads),
     )
 
