@@ -72,6 +72,7 @@ def test_closing_an_iterator_frees_its_row_for_the_next() -> None:
 
     assert asyncio.run(run())[-1].trace is not None
     assert pair.small.alive == pair.large.alive == 0
+    assert len(pair.small.calls) < LONG.max_tokens, "the closed one wrote on to its end"
 
 
 def test_a_cancelled_task_frees_its_row_and_one_that_waited_never_joins() -> None:

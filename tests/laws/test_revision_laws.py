@@ -19,7 +19,7 @@ from crossroads.decoding.mixed import MixedLoop, MixedModels
 from crossroads.decoding.request import Request
 from crossroads.models.pairs import Pair
 from crossroads.models.scripted import Prefix, ScriptedLM, ScriptedTokenizer, hashed_logits
-from crossroads.routing.policy import POLICIES
+from crossroads.routing.policy import POLICIES, decide
 from crossroads.routing.routers.heuristics import entropy
 from crossroads.sampling import SamplingParams, probabilities
 from crossroads.training.threshold import NEVER
@@ -75,6 +75,8 @@ def test_no_small_token_stays_that_the_large_model_finds_implausible(
     requests = changed(plain, revise_below=below, max_lag=max_lag)
     for trace in mixed(pair, requests, 0.7):
         for record, logits_V in zip(trace.records, _large_logits(pair, trace), strict=True):
+            if record.cause is Cause.REVISION:  # and nothing is taken back without a reason
+                assert float(logits_V.softmax(0)[record.proposed_id]) < below + 1e-6
             if record.writer is Role.SMALL:
                 own = float(logits_V.softmax(0)[record.token_id])
                 best = temperature == 0 and int(logits_V.argmax()) == record.token_id
@@ -122,6 +124,8 @@ def test_the_small_model_never_writes_more_than_max_lag_tokens_in_a_row(
     for trace in traces:
         run = 0
         for record in trace.records:
+            if record.cause is Cause.MAX_LAG and not revise:
+                assert run == max_lag, "it is asked no sooner"
             run = 0 if record.writer is Role.LARGE else run + 1
             assert run <= max_lag
             assert record.cause in {None, Cause.MAX_LAG, Cause.REVISION, Cause.FINAL}
@@ -190,6 +194,21 @@ def test_rows_do_not_share_what_they_remember(policy: str, revise: float) -> Non
     apart = [mixed(pair, [request], 0.66)[0] for request in requests]
     assert tokens(together) == tokens(apart)
     assert [t.usage for t in together] == [t.usage for t in apart]
+
+
+@few
+@given(seed=SEEDS, policy=st.sampled_from(["momentum", "rolling"]), below=st.floats(0.1, 0.6))
+def test_a_row_decides_as_if_it_had_always_been_what_it_became(
+    seed: int, policy: str, below: float
+) -> None:
+    pair, chosen = scripted_pair(), POLICIES[policy]()
+    requests = changed(random_requests(3, seed), policy=chosen, revise_below=below)
+    for trace in mixed(pair, requests, 0.66):
+        state = chosen.start()
+        for record in trace.records:
+            decision = decide(chosen, state, record.score, 0.66)
+            state = decision.state
+            assert decision.to_large == (record.cause is Cause.ROUTER)
 
 
 # Sampling: the distribution, against the exact one
