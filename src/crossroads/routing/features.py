@@ -71,6 +71,8 @@ def _token_embedding(inputs: FeatureInputs) -> Tensor:
 def _top_logits(inputs: FeatureInputs) -> Tensor:
     logits_NK = inputs.step.top_logits_NK[:, :TOP_K]
     missing = TOP_K - logits_NK.shape[1]
+    if not missing:
+        return logits_NK
     # Only a vocabulary smaller than TOP_K leaves entries missing; they repeat the least logit.
     return torch.cat([logits_NK, logits_NK[:, -1:].expand(-1, missing)], dim=1)
 
@@ -90,10 +92,12 @@ def _margin(inputs: FeatureInputs) -> Tensor:
 
 def _proposed_logprob(inputs: FeatureInputs) -> Tensor:
     """Log-probability of the proposed token; below all stored ones if it is not among them."""
-    is_proposed_NK = inputs.step.top_ids_NK == inputs.proposed_N[:, None]
-    logprobs_NK = inputs.step.top_logits_NK - inputs.step.logsumexp_N[:, None]
-    found_N = torch.where(is_proposed_NK, logprobs_NK, -torch.inf).amax(dim=1)
-    return torch.maximum(found_N, logprobs_NK[:, -1])[:, None]
+    step = inputs.step
+    is_proposed_NK = step.top_ids_NK == inputs.proposed_N[:, None]
+    found_N = torch.where(is_proposed_NK, step.top_logits_NK, step.top_logits_NK[:, -1:]).amax(
+        dim=1
+    )
+    return (found_N - step.logsumexp_N)[:, None]
 
 
 def _look_back(inputs: FeatureInputs, column: int) -> Tensor:
@@ -194,13 +198,16 @@ def compute(names: Sequence[str], inputs: FeatureInputs) -> dict[str, Tensor]:
 
     Top logits are rounded as labelling stores them, so that a live feature equals a stored one.
     """
-    check_names(names)
+    if not FEATURES.keys() >= set(names):
+        check_names(names)
     inputs = replace(inputs, step=with_logprobs(inputs.step, stored_logprobs(inputs.step)))
     values: dict[str, Tensor] = {}
     for name in names:
         feature = FEATURES[name]
-        rounded = feature.compute(inputs).to(feature.dtype)
-        values[name] = rounded if feature.dtype == torch.int64 else rounded.float()
+        value_NW = feature.compute(inputs)
+        if value_NW.dtype != feature.dtype:
+            value_NW = value_NW.to(feature.dtype)
+        values[name] = value_NW.float() if feature.dtype == torch.float16 else value_NW
     return values
 
 

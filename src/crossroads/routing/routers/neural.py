@@ -51,7 +51,7 @@ class NeuralRouter:
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self.scale, self.bias = scale, bias
         exact = self.parameters <= EXACT_PARAMETERS
-        self._dtype = torch.float64 if exact else torch.float32
+        self._bias = torch.tensor(bias, dtype=torch.float64 if exact else torch.float32)
         self._scorer = copy.deepcopy(self.network).double() if exact else self.network
 
     @property
@@ -73,9 +73,10 @@ class NeuralRouter:
     def score(self, features: Mapping[str, Tensor]) -> Tensor:
         """Return scores [N], float32."""
         with torch.inference_mode():
-            values = {name: features[name].to(self._dtype) for name in self.inputs}
-            logits_N = self._scorer(values)
-            scores_N: Tensor = torch.sigmoid(self.scale * logits_N + self.bias).float()
+            logits_N = self._scorer(features)  # float32; the scorer's own precision takes over
+            scores_N: Tensor = torch.sigmoid(
+                torch.add(self._bias, logits_N, alpha=self.scale)
+            ).float()
         return scores_N
 
     def rescaled(self, scale: float, bias: float) -> NeuralRouter:
