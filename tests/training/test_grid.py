@@ -286,7 +286,7 @@ def test_the_anchor_is_r2rs_recipe_with_its_inputs(
     rows = [Row("default", "x", (one,)), Row("r2r", "all", (other,))]
     grid.fit([one, other], SilentProgress())
     monkeypatch.setattr(ablate_module, "recipe", lambda name: CONFIG)
-    found = {row["name"]: row for row in table(grid, rows)["rows"]}
+    found = {row["name"]: row for row in table([grid], rows)["rows"]}
     anchored = found["r2r: all"]["at"][0]["ratios"]["r2r"]
     assert (anchored["against"], anchored["value"]) == ("r2r", 1.0)
     ours, theirs = (found[n]["at"][0] for n in ("default: x", "r2r: all"))
@@ -329,6 +329,7 @@ def test_a_change_may_be_one_recipes_own() -> None:
         ({"recipes": ("defalt",)}, "did you mean 'default'"),
         ({"inputs": ("hiden",)}, "unknown input 'hiden'; did you mean 'hidden'"),
         ({"seeds": 0}, "at least one seed"),
+        ({"folds": 2}, "folds must be 1 .* or at least 3, got 2"),
         ({"changes": {"inputs": ("hidden",)}}, "cannot change 'inputs'"),
         ({"changes": {"r2r": {"seed": 3}}}, "cannot change 'seed'"),
         ({"changes": {"epoch": 2}}, "did you mean 'epochs'"),
@@ -438,22 +439,22 @@ def test_a_learning_curve_end_to_end(dataset: LabelledDataset, tmp_path: Path) -
 
 
 def test_both_verbs_print_their_tables(dataset: LabelledDataset, tmp_path: Path) -> None:
-    from crossroads.cli.ablate import ablate as ablate_verb
-    from crossroads.cli.learning_curve import learning_curve as curve_verb
+    from crossroads.cli.main import cli
 
     common = ["--recipe", "distribution", "--objective", "divergent", "--seeds", "1"]
     common += ["--epochs", "1", "--set", "batch_size=512"]
     done = CliRunner().invoke(
-        ablate_verb, [str(dataset.folder), str(tmp_path), *common, "--inputs", "entropy+margin"]
+        cli,
+        ["ablate", str(dataset.folder), str(tmp_path), *common, "--inputs", "entropy+margin"],
     )
     assert done.exit_code == 0, done.output
     assert "positive_rate at equal recall" in done.output
     done = CliRunner().invoke(
-        curve_verb, [str(dataset.folder), str(tmp_path), *common, "--points", "2",
-                     "--least-tokens", "300", "--inputs", "entropy+margin"],
+        cli, ["learning-curve", str(dataset.folder), str(tmp_path), *common, "--points", "2",
+              "--least-tokens", "300", "--inputs", "entropy+margin"],
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     assert "problems" in done.output
-    assert CliRunner().invoke(ablate_verb, [str(dataset.folder)]).exit_code == 2
-    nowhere = CliRunner().invoke(curve_verb, [str(tmp_path / "no"), str(tmp_path)])
+    assert CliRunner().invoke(cli, ["ablate", str(dataset.folder)]).exit_code == 2
+    nowhere = CliRunner().invoke(cli, ["learning-curve", str(tmp_path / "no"), str(tmp_path)])
     assert isinstance(nowhere.exception, CrossroadsError)

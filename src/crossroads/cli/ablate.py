@@ -24,6 +24,11 @@ from crossroads.cli.options import FOLDER
     help="May be given again.  [default: both]",
 )  # fmt: skip
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--folds", default=1, show_default=True, type=click.IntRange(1),
+    help="Cross-validation: every problem is tested by routers that never saw it; 1 takes the "
+    "datasets' own splits.",
+)  # fmt: skip
 @click.option("--epochs", default=None, type=click.IntRange(1), help="Of every fit.")
 @click.option(
     "--set", "sets", multiple=True, metavar="KEY=VALUE",
@@ -42,6 +47,7 @@ def ablate(
     inputs: tuple[str, ...],
     objectives: tuple[str, ...],
     seeds: int,
+    folds: int,
     epochs: int | None,
     sets: tuple[str, ...],
     only: tuple[str, ...],
@@ -73,6 +79,7 @@ def ablate(
         seeds=seeds,
         changes=parse_settings(sets) | ({"epochs": epochs} if epochs else {}),
         only=only,
+        folds=folds,
     )
     if threads is not None:
         torch.set_num_threads(threads)

@@ -22,6 +22,7 @@ from crossroads.provenance import provenance
 from crossroads.routing.features import FEATURES
 from crossroads.training.config import OBJECTIVES, FitConfig, names_of
 from crossroads.training.fit import score_rows
+from crossroads.training.folds import LEAST_FOLDS, folds
 from crossroads.training.grid import RECALLS, SCORED, Bench, Cell, Grid, Measured
 from crossroads.training.recipes import RECIPES, recipe
 from crossroads.training.rows import Corpus
@@ -40,7 +41,8 @@ class AblationConfig:
 
     changes: fields of FitConfig that replace the recipes'; those under a recipe's name replace its
     alone. only: fit and show the rows whose name
-    contains one of these; others are left for another time.
+    contains one of these; others are left for another time. folds: 1 for the datasets' own splits,
+    else cross-validation with so many.
     """
 
     recipes: tuple[str, ...] = ("default", "r2r")
@@ -49,6 +51,7 @@ class AblationConfig:
     seeds: int = 3
     changes: Mapping[str, Any] = field(default_factory=dict)
     only: tuple[str, ...] = ()
+    folds: int = 1
 
     def __post_init__(self) -> None:
         """Refuse a table without rows.
@@ -60,6 +63,11 @@ class AblationConfig:
             raise ConfigError("an ablation needs at least one recipe and one objective")
         if self.seeds < 1:
             raise ConfigError(f"an ablation needs at least one seed, got {self.seeds}")
+        if self.folds != 1 and self.folds < LEAST_FOLDS:
+            raise ConfigError(
+                f"folds must be 1 (the datasets' own splits) or at least {LEAST_FOLDS}, "
+                f"got {self.folds}"
+            )
         check_changes(self.changes)
 
 
@@ -210,32 +218,46 @@ def ablate(
     ensure_writable(folder)
     cells = [cell for row in rows for cell in row.cells]
     corpus = open_corpus(datasets, [cell.config for cell in cells], folder, progress)
-    grid = Grid(corpus, folder)
-    grid.check(cells)
-    grid.fit(cells, progress)
-    result = {**table(grid, rows), "provenance": provenance(config=dataclasses.asdict(config))}
+    parts = [corpus] if config.folds == 1 else folds(corpus, config.folds)
+    grids = [Grid(part, folder) for part in parts]
+    for grid in grids:
+        grid.check(cells)
+    for grid in grids:
+        grid.fit(cells, progress)
+    result = {**table(grids, rows), "provenance": provenance(config=dataclasses.asdict(config))}
     write_json(folder / "ablation.json", result)
     write_text(folder / "ablation.md", markdown(ablation_tables(result)))
     write_ablation_page(folder / "ablation.html", result)
     return result
 
 
-def table(grid: Grid, rows: Sequence[Row]) -> dict[str, Any]:
-    """Return the table's numbers from stored scores alone."""
+def table(grids: Sequence[Grid], rows: Sequence[Row]) -> dict[str, Any]:
+    """Return the table's numbers from stored scores alone; several grids are folds."""
     found: list[dict[str, Any]] = []
     for objective in dict.fromkeys(row.config.objective for row in rows):
-        bench = Bench.of(grid.corpus, objective)
-        heuristics = measure_heuristics(grid.corpus, bench)
+        # Folds have other problems, so each draws its own.
+        benches = [Bench.of(grid.corpus, objective, seed=n) for n, grid in enumerate(grids)]
+        heuristics = _heuristics(grids, benches)
         mine = [row for row in rows if row.config.objective == objective]
-        measured = [bench.measure(_scores(grid, row)) for row in mine]
+        measured = [_measured(grids, benches, row) for row in mine]
         anchor = _anchor(mine, measured)
         for row, numbers in zip(mine, measured, strict=True):
             others = _references(heuristics, anchor)
-            found.append({**_described(grid, row), **_values(numbers, others)})
+            found.append({**_described(grids, row), **_values(numbers, others)})
         for name, numbers in heuristics.items():
             values = _values(numbers, _references(heuristics, anchor))
             found.append({"kind": "heuristic", "name": name, "objective": objective, **values})
-    return {"counts": counts(grid.corpus), "recalls": list(RECALLS), "rows": found}
+    return {"counts": _counts(grids), "folds": len(grids), "recalls": list(RECALLS), "rows": found}
+
+
+def _measured(grids: Sequence[Grid], benches: Sequence[Bench], row: Row) -> Measured:
+    each = [bench.measure(_scores(grid, row)) for grid, bench in zip(grids, benches, strict=True)]
+    return Measured.over_folds(each)
+
+
+def _heuristics(grids: Sequence[Grid], benches: Sequence[Bench]) -> dict[str, Measured]:
+    each = [measure_heuristics(g.corpus, bench) for g, bench in zip(grids, benches, strict=True)]
+    return {name: Measured.over_folds([found[name] for found in each]) for name in each[0]}
 
 
 def _scores(grid: Grid, row: Row) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -276,8 +298,8 @@ def _values(numbers: Measured, others: Mapping[str, References]) -> dict[str, An
     return values
 
 
-def _described(grid: Grid, row: Row) -> dict[str, Any]:
-    records = [grid.record(cell) for cell in row.cells]
+def _described(grids: Sequence[Grid], row: Row) -> dict[str, Any]:
+    records = [grid.record(cell) for grid in grids for cell in row.cells]
     return {
         "kind": "router",
         "name": f"{row.recipe}: {row.label.replace('+', ' + ')}",
@@ -285,7 +307,7 @@ def _described(grid: Grid, row: Row) -> dict[str, Any]:
         "label": row.label,
         "inputs": list(row.config.inputs),
         "objective": row.config.objective,
-        "keys": [grid.key(cell) for cell in row.cells],
+        "keys": [grid.key(cell) for grid in grids for cell in row.cells],
         "parameters": records[0]["parameters"],
         "best_epochs": [record["best_epoch"] for record in records],
         "seconds": [record["seconds"] for record in records],
@@ -307,6 +329,24 @@ def best_heuristic(heuristics: Mapping[str, Measured], number: int) -> str:
     It is chosen on test itself, in its favour: a router that beats it beat the luckiest.
     """
     return min(heuristics, key=lambda name: heuristics[name].rates(number)[0])
+
+
+def _counts(grids: Sequence[Grid]) -> dict[str, dict[str, int]]:
+    """Return how many of each a fold trains and calibrates on (the mean), and all that are tested.
+
+    With one grid both are its splits' own.
+    """
+    each = [counts(grid.corpus) for grid in grids]
+    return {
+        str(split): {
+            name: round(
+                sum(fold[str(split)][name] for fold in each)
+                / (1 if split is Split.TEST else len(each))
+            )
+            for name in each[0][str(split)]
+        }
+        for split in Split
+    }
 
 
 def counts(corpus: Corpus) -> dict[str, dict[str, int]]:

@@ -33,6 +33,15 @@ class Column:
         lengths = [len(part) for part in self._parts]
         self._ends = torch.tensor(lengths).cumsum(0)
 
+    def __len__(self) -> int:
+        """Number of rows."""
+        return int(self._ends[-1])
+
+    @classmethod
+    def joined(cls, columns: Sequence[Column]) -> Column:
+        """Return the rows of several columns of one input, one after the other."""
+        return cls([part for column in columns for part in column._parts])
+
     def select(self, index_n: Tensor) -> Tensor:
         """Return the rows [n, W] in the order asked for, in the column's own dtype."""
         if len(self._parts) == 1:

@@ -347,6 +347,19 @@ class Measured:
     thresholds_KT: np.ndarray
     calibration_KT: np.ndarray
 
+    @classmethod
+    def over_folds(cls, folds: Sequence[Measured]) -> Measured:
+        """Return the mean over folds, draw by draw, of seeds that each was measured with.
+
+        Thresholds, which have no mean, are those of every fold and seed.
+        """
+        return cls(
+            np.mean([fold.ranking_KRM for fold in folds], axis=0),
+            np.mean([fold.calibrated_KRT2 for fold in folds], axis=0),
+            np.concatenate([fold.thresholds_KT for fold in folds]),
+            np.concatenate([fold.calibration_KT for fold in folds]),
+        )
+
     def values(self) -> dict[str, Any]:
         """Return the numbers as plain values."""
         return {

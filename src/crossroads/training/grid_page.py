@@ -82,6 +82,7 @@ def _write(
         figures=figures,
         tables=tables,
         sizes=sizes,
+        folds=result.get("folds", 1),
         provenance=_flat(result["provenance"]),
     )
     write_text(path, page)

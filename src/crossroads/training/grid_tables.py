@@ -109,6 +109,7 @@ def ablation_tables(result: Values) -> list[TextTable]:
 
 def _ranking_table(rows: Sequence[Values], result: Values, objective: str) -> TextTable:
     test, seeds = result["counts"]["test"], max(row["seeds"] for row in rows)
+    folds = f"{result['folds']} folds, " if result["folds"] > 1 else ""
     header = ("inputs", "AUROC", "AP", *(f"{percent(r)} %" for r in result["recalls"]))
     body = []
     for row in rows:
@@ -117,7 +118,8 @@ def _ranking_table(rows: Sequence[Values], result: Values, objective: str) -> Te
         body.append((row["name"], *areas, *rates))
     return TextTable(
         f"positive_rate % at equal recall of {objective} tokens on test, {seeds} seeds "
-        f"({test['problems']} problems, {test['tokens']} tokens, {test[objective]} {objective})",
+        f"({folds}{test['problems']} problems, {test['tokens']} tokens, {test[objective]} "
+        f"{objective})",
         header,
         tuple(body),
         "Mean over the seeds \u00b1 their standard deviation. In bold what calibration prefers.",
