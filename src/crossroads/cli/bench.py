@@ -115,9 +115,9 @@ def _print(result: SpeedResult, screen: Any) -> None:
 
     table = Table(box=SIMPLE, pad_edge=False)
     table.add_column("system", no_wrap=True)
-    for column in ("tokens/s", "x large", "large_fraction", "calls/token", "dropped/token",
-                   "time / ideal"):  # fmt: skip
-        table.add_column(column, justify="right")
+    for column in ("tokens/s", "x large", "large_\nfraction", "calls /\ntoken", "dropped /\ntoken",
+                   "time /\nideal"):  # fmt: skip
+        table.add_column(column, justify="right", no_wrap=True)
     for row in result.rows:
         shares = (row.large_fraction, row.large_calls_per_token, row.discarded_per_token)
         table.add_row(
@@ -134,6 +134,9 @@ def _print(result: SpeedResult, screen: Any) -> None:
             f"{batch.rows} rows at once: {batch.tokens_per_second:.1f} tokens/s, "
             f"{batch.versus_one:.2f} times as many as one by one"
         )
+        for rows, parts in ((batch.rows, batch.ms_per_token), (1, batch.ms_per_token_one)):
+            spent = ", ".join(f"{name} {ms:.1f}" for name, ms in parts.items())
+            screen.print(f"  ms a token, prompts included, {rows} at a time: {spent}")
     for place in result.flat:
         screen.print(
             f"after {place.tokens} tokens: {place.ms_per_token:.1f} ms a token, "

@@ -20,7 +20,7 @@ from crossroads.evaluation.speed.systems import (
     LARGE_ALONE,
     NativePair,
     System,
-    batch_seconds,
+    batch_run,
     own_loops,
     prompt_lookup,
     routed,
@@ -59,11 +59,16 @@ class SpeedConfig:
 
 @dataclass(frozen=True, slots=True)
 class BatchRow:
-    """The mixed loop with some rows at once, and with one, on the same prompts."""
+    """The mixed loop with some rows at once, and with one, on the same prompts.
+
+    ms_per_token, ms_per_token_one: in the small model, in the large one, and in the loop itself.
+    """
 
     rows: int
     tokens_per_second: float
     versus_one: float
+    ms_per_token: dict[str, float]
+    ms_per_token_one: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +155,18 @@ def _batch(
     progress.start(f"{config.batch} rows at once, and one by one", 2, "runs")
     ran = {}
     for rows in (config.batch, 1):
-        ran[rows] = batch_seconds(native, router, threshold, many, config.max_tokens, rows)
+        ran[rows] = batch_run(native, router, threshold, many, config.max_tokens, rows)
         progress.advance()
     progress.finish()
-    rates = {rows: run.tokens / run.seconds for rows, run in ran.items()}
-    return BatchRow(config.batch, rates[config.batch], rates[config.batch] / rates[1])
+    together, alone = ran[config.batch], ran[1]
+    rate = together.tokens / together.seconds
+    return BatchRow(
+        config.batch,
+        rate,
+        rate * alone.seconds / alone.tokens,
+        together.ms_per_token,
+        alone.ms_per_token,
+    )
 
 
 def _flat(

@@ -10,6 +10,7 @@ from typing import Any
 
 from crossroads.decoding.mixed import MixedLoop, MixedModels
 from crossroads.decoding.request import Request
+from crossroads.evaluation.speed.measure import Timed
 from crossroads.models.base import CausalLM
 from crossroads.types import Progress
 
@@ -23,26 +24,6 @@ class FlatRow:
     tokens: int
     ms_per_token: float
     ms_loop: float
-
-
-class Timed:
-    """A model that keeps the time spent in `extend`."""
-
-    def __init__(self, model: CausalLM) -> None:
-        """Wrap a model."""
-        self._model = model
-        self.seconds = 0.0
-
-    def __getattr__(self, name: str) -> Any:
-        """Return the model's own attribute."""
-        return getattr(self._model, name)
-
-    def extend(self, *arguments: Any) -> Any:
-        """Extend, and count the seconds."""
-        started = time.perf_counter()
-        output = self._model.extend(*arguments)
-        self.seconds += time.perf_counter() - started
-        return output
 
 
 def flatness(

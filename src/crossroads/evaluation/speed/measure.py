@@ -9,7 +9,9 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from crossroads.models.base import CausalLM
 from crossroads.models.llamacpp import LlamaCppLM
 from crossroads.types import Progress, Trace, Usage
 
@@ -100,6 +102,26 @@ def ideal_seconds(trace: Trace, small: ReadingTimes, large: ReadingTimes) -> flo
     return (
         small(len(trace.prompt_ids)) + (proposals - 1) * small(1) + sum(large(lag) for lag in lags)
     )
+
+
+class Timed:
+    """A model that keeps the time spent in `extend`."""
+
+    def __init__(self, model: CausalLM) -> None:
+        """Wrap a model."""
+        self._model = model
+        self.seconds = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        """Return the model's own attribute."""
+        return getattr(self._model, name)
+
+    def extend(self, *arguments: Any) -> Any:
+        """Extend, and count the seconds."""
+        started = time.perf_counter()
+        output = self._model.extend(*arguments)
+        self.seconds += time.perf_counter() - started
+        return output
 
 
 def take_turns(

@@ -11,7 +11,7 @@ import numpy as np
 from crossroads.decoding.mixed import MixedModels, generate
 from crossroads.decoding.request import Request
 from crossroads.errors import ConfigError
-from crossroads.evaluation.speed.measure import Run
+from crossroads.evaluation.speed.measure import Run, Timed
 from crossroads.models.llamacpp import LlamaCppLM
 from crossroads.models.llamacpp_own import OwnRun, PromptLookup, generate_greedily
 from crossroads.models.pairs import Pair
@@ -120,20 +120,38 @@ def mixed(native: NativePair, router: Router, threshold: float, request: Request
     return run
 
 
-def batch_seconds(
+@dataclass(frozen=True, slots=True)
+class BatchRun:
+    """All prompts in one run of the loop, and where the time went, prompts included."""
+
+    tokens: int
+    seconds: float
+    small_seconds: float
+    large_seconds: float
+
+    @property
+    def ms_per_token(self) -> dict[str, float]:
+        """Milliseconds per token in each model, and in the loop itself."""
+        loop = self.seconds - self.small_seconds - self.large_seconds
+        parts = {"small": self.small_seconds, "large": self.large_seconds, "loop": loop}
+        return {name: 1000 * seconds / self.tokens for name, seconds in parts.items()}
+
+
+def batch_run(
     native: NativePair,
     router: Router,
     threshold: float,
     prompts: Sequence[Sequence[int]],
     max_tokens: int,
     rows: int,
-) -> Run:
-    """Return all prompts in one run of the loop, `rows` at a time, without their traces."""
+) -> BatchRun:
+    """Run all prompts through the loop, `rows` at a time."""
     requests = [Request(tuple(prompt), max_tokens=max_tokens) for prompt in prompts]
+    small, large = Timed(native.small), Timed(native.large)
+    models = replace(native.models(router, threshold), small=small, large=large)
     started = time.perf_counter()
-    models = native.models(router, threshold)
     tokens = sum(len(trace.records) for _, trace in generate(models, requests, max_rows=rows))
-    return Run(tokens, time.perf_counter() - started)
+    return BatchRun(tokens, time.perf_counter() - started, small.seconds, large.seconds)
 
 
 def thresholds_for(
