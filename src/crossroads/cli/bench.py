@@ -113,9 +113,9 @@ def _print(result: SpeedResult, screen: Any) -> None:
     from rich.box import SIMPLE
     from rich.table import Table
 
-    table = Table(box=SIMPLE, pad_edge=False)
+    table = Table(box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("system", no_wrap=True)
-    for column in ("tokens/s", "x large", "large_\nfraction", "calls /\ntoken", "dropped /\ntoken",
+    for column in ("tokens\n/s", "x\nlarge", "large_\nfraction", "calls\n/token", "dropped\n/token",
                    "time /\nideal"):  # fmt: skip
         table.add_column(column, justify="right", no_wrap=True)
     for row in result.rows:
