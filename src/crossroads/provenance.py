@@ -32,7 +32,7 @@ def provenance(**facts: Any) -> dict[str, Any]:
     """Return what a reader needs to make the artifact again; `facts` (seeds, configs) join it."""
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "commit": _commit(),
+        "commit": COMMIT,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": _versions(),
         "machine": {
@@ -83,3 +83,7 @@ def _cpu() -> str:
         return platform.processor()
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
+
+
+COMMIT = _commit()
+"""Asked for once, at the start: a long run's code is not what is there when it ends."""
