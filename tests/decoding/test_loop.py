@@ -46,15 +46,15 @@ def of_every_kind(count: int, seed: int) -> list[Request]:
 
 
 @settings(max_examples=12, deadline=None)
-@given(seed=st.integers(0, 10_000), overlap=st.booleans(), gather=st.sampled_from([1, 4, 30]))
+@given(seed=st.integers(0, 10_000), overlap=st.booleans())
 def test_any_order_of_joins_steps_and_cancels_gives_each_row_its_own_tokens(
-    seed: int, overlap: bool, gather: int
+    seed: int, overlap: bool
 ) -> None:
     pair, requests = scripted_pair(max_rows=4), of_every_kind(8, seed)
     # Not hypothesis's own choices: with overlap, how many steps there are is a matter of time.
     generator = np.random.default_rng(seed)
     expected = [mixed(scripted_pair(), [request], MIDDLE)[0] for request in requests]
-    loop = MixedLoop(models_of(pair), overlap=overlap, gather=gather)
+    loop = MixedLoop(models_of(pair), overlap=overlap)
     waiting, number_of = list(enumerate(requests)), {}
     finished: dict[int, Trace] = {}
     told: dict[int, list[int]] = {}
@@ -120,64 +120,6 @@ def test_while_the_large_model_reads_one_row_the_others_go_on() -> None:
     assert events[-1].trace == dataclasses.replace(
         mixed(pair, [base], 0.0)[0], threshold=0.0, records=events[-1].trace.records
     )
-
-
-class Counted:
-    """A large model that keeps how many tokens each call read, and from how many rows."""
-
-    def __init__(self, model: Any) -> None:
-        self._model = model
-        self.calls: list[tuple[int, int]] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-    def extend(self, caches: Any, new_tokens: Any, *rest: Any) -> Any:
-        self.calls.append((len(caches), sum(map(len, new_tokens))))
-        return self._model.extend(caches, new_tokens, *rest)
-
-
-def endless(count: int) -> list[Request]:
-    requests = random_requests(count, 11)
-    return [dataclasses.replace(request, max_tokens=60) for request in requests]
-
-
-def test_gathered_calls_are_fewer_and_large_and_no_row_is_held_for_long() -> None:
-    pair, gather = scripted_pair(max_rows=6), 12
-    for model in (pair.small, pair.large):
-        model._info = dataclasses.replace(model.info, eos_ids=())
-    calls = {}
-    for limit in (1, gather):
-        large = Counted(pair.large)
-        loop = MixedLoop(dataclasses.replace(models_of(pair), large=large), gather=limit)
-        rows = [loop.add(request) for request in endless(6)]
-        silent = dict.fromkeys(rows, 0)
-        while loop.active:
-            seen = {event.row for event in loop.step()}
-            for row in loop._rows:
-                silent[row] = 0 if row in seen else silent[row] + 1
-                assert silent[row] < limit
-        calls[limit] = large.calls
-    assert sum(tokens for _, tokens in calls[gather]) == sum(tokens for _, tokens in calls[1])
-    assert len(calls[gather]) < 0.7 * len(calls[1])
-
-
-def test_a_held_row_waits_no_longer_than_it_may_and_not_at_all_alone() -> None:
-    pair = scripted_pair()
-    for model in (pair.small, pair.large):
-        model._info = dataclasses.replace(model.info, eos_ids=())
-    (request,) = endless(1)
-    loop = MixedLoop(models_of(pair), gather=10_000)
-    loop.add(dataclasses.replace(request, threshold=0.0))
-    while loop.active:
-        assert len(loop.step()) == 1  # nobody else could go on
-    loop = MixedLoop(models_of(pair), gather=20)
-    held = loop.add(dataclasses.replace(request, prompt_ids=(1, 2), threshold=0.0))
-    loop.add(dataclasses.replace(request, prompt_ids=(1, 2), threshold=1.5))
-    steps = 0
-    while not any(event.row == held for event in loop.step()):
-        steps += 1
-    assert steps == 20 - 1
 
 
 class Failing:

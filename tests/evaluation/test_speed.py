@@ -91,15 +91,10 @@ def test_the_bench_runs_on_any_gguf_pair(
     assert by_name["entropy at 0.5"]["over_ideal"] > 0
     assert by_name["lossless, drafts of 4"]["large_fraction"] < 0.5, "the two models are one"
     assert result["memory"]["small_cache_bytes_per_token"] > 0
-    assert [(batch["rows"], batch["gather"]) for batch in result["batch"]] == [
-        (1, 1),
-        (2, 1),
-        (2, 16),
-    ]
-    for batch in result["batch"]:
-        parts = batch["ms_per_token"]
-        assert sum(parts.values()) == pytest.approx(1000 / batch["tokens_per_second"])
-        assert min(parts.values()) > 0
+    batch = result["batch"]
+    parts = batch["ms_per_token"]
+    assert sum(parts.values()) == pytest.approx(1000 / batch["tokens_per_second"])
+    assert min(parts.values()) > 0
     assert "rows at once" in capfd.readouterr().out
 
 

@@ -128,17 +128,19 @@ def _print(result: SpeedResult, screen: Any) -> None:
             "" if row.over_ideal is None else f"{row.over_ideal:.2f}",
         )
     screen.print(table)
-    for batch in result.batch:
-        spent = ", ".join(f"{name} {ms:.1f}" for name, ms in batch.ms_per_token.items())
-        gathered = f", gathering {batch.gather}" if batch.gather > 1 else ""
+    if result.batch is not None:
+        batch = result.batch
         screen.print(
-            f"{batch.rows} rows at once{gathered}: {batch.tokens_per_second:.1f} tokens/s "
-            f"({batch.versus_one:.2f} x one by one); ms a token: {spent}"
+            f"{batch.rows} rows at once: {batch.tokens_per_second:.1f} tokens/s, "
+            f"{batch.versus_one:.2f} times as many as one by one"
         )
+        for rows, parts in ((batch.rows, batch.ms_per_token), (1, batch.ms_per_token_one)):
+            spent = ", ".join(f"{name} {ms:.1f}" for name, ms in parts.items())
+            screen.print(f"  ms a token, prompts included, {rows} at a time: {spent}")
     for place in result.flat:
         screen.print(
-            f"after {place.tokens} tokens: {place.ms_per_token:.1f} ms a token, "
-            f"{place.ms_loop:.2f} ms of them outside of the models"
+            f"after {place.tokens} tokens: {place.ms_small:.1f} ms a token in the small model, "
+            f"{place.ms_loop:.2f} ms in the loop itself"
         )
     memory = result.memory
     caches = (memory["small_cache_bytes_per_token"], memory["large_cache_bytes_per_token"])

@@ -41,21 +41,11 @@ class Engine:
     when its iterator is closed or its task is cancelled. No row's tokens depend on the others.
     """
 
-    def __init__(
-        self,
-        models: MixedModels,
-        *,
-        max_rows: int = 8,
-        overlap: bool = False,
-        gather: int = 1,
-    ) -> None:
-        """Start the thread. max_rows: requests that run at once; the others wait their turn.
-
-        overlap, gather: see MixedLoop.
-        """
+    def __init__(self, models: MixedModels, *, max_rows: int = 8, overlap: bool = False) -> None:
+        """Start the thread. max_rows: requests that run at once; the others wait their turn."""
         self._models = models
         self._max_rows = max_rows
-        self._loop = MixedLoop(models, overlap=overlap, gather=gather)
+        self._loop = MixedLoop(models, overlap=overlap)
         self._inbox: queue.SimpleQueue[_Ticket | None] = queue.SimpleQueue()
         self._waiting: deque[_Ticket] = deque()
         self._running: dict[int, _Ticket] = {}

@@ -76,19 +76,15 @@ class _Failure:
 class MixedLoop:
     """Rows that come and go; `step` takes each of them on by a token."""
 
-    def __init__(self, models: MixedModels, *, overlap: bool = False, gather: int = 1) -> None:
-        """Start without rows. No row's tokens depend on the two options.
+    def __init__(self, models: MixedModels, *, overlap: bool = False) -> None:
+        """Start without rows.
 
         overlap: let other rows go on while the large model reads, on a thread of its own. It pays
         where the two models do not share their arithmetic (a server, two devices); two engines
-        that both want all cores of one CPU only get into each other's way.
-
-        gather: while other rows can go on, hold rows that wait for the large model until it has at
-        least so many tokens to read, for at most so many steps. It pays where an engine reads
-        several tokens for little more than one, and a row alone never waits.
+        that both want all cores of one CPU only get into each other's way. No row's tokens depend
+        on it.
         """
         self.models = models
-        self._gather, self._held = gather, 0
         self._rows: dict[int, Row] = {}
         self._next_index = 0
         inputs = models.router.inputs
@@ -146,8 +142,8 @@ class MixedLoop:
     def step(self) -> list[Event]:
         """Take every row that does not wait for the large model on by a token.
 
-        Effects: without `overlap` and `gather` no row waits from one step to the next, so each
-        grows by a token, or is cut back by a revision. Finished rows leave and free their caches.
+        Effects: without `overlap` no row waits from one step to the next, so each grows by a
+        token, or is cut back by a revision. Finished rows leave and free their caches.
         """
         events: list[Event] = []
         ready = [row for row in self._rows.values() if not row.waits]
@@ -156,7 +152,7 @@ class MixedLoop:
             ready = [row for row in self._rows.values() if not row.waits]
         events += self._propose(ready)
         if self._flight is None:
-            self._ask(self._gathered())
+            self._ask([row for row in self._rows.values() if row.waits])
         if self._helper is None and self._flight is not None:
             events += self._land()
         return events
@@ -194,16 +190,6 @@ class MixedLoop:
         router = self.models.router
         scores: list[float] = router.score(compute(router.inputs, inputs)).tolist()
         return scores
-
-    def _gathered(self) -> list[Row]:
-        """Return the rows that wait for the large model, or none to let more of them come."""
-        waiting = [row for row in self._rows.values() if row.waits]
-        self._held += bool(waiting)
-        others_go_on = len(waiting) < len(self._rows) and self._held < self._gather
-        if others_go_on and sum(len(row.to_read) for row in waiting) < self._gather:
-            return []
-        self._held = 0
-        return waiting
 
     def _ask(self, rows: Sequence[Row]) -> None:
         """Let the large model read the lags of the rows, each in one call."""
@@ -308,7 +294,6 @@ def generate(
     max_rows: int = 8,
     on_token: Callable[[int], None] | None = None,
     overlap: bool = False,
-    gather: int = 1,
 ) -> Iterator[tuple[int, Trace]]:
     """Yield (index of the request, its trace) as rows finish, `max_rows` at a time.
 
@@ -318,7 +303,7 @@ def generate(
     Raises:
         EngineError: an engine failed.
     """
-    loop = MixedLoop(models, overlap=overlap, gather=gather)
+    loop = MixedLoop(models, overlap=overlap)
     waiting = list(enumerate(requests))[::-1]
     number_of: dict[int, int] = {}
     try:

@@ -42,8 +42,6 @@ QUESTIONS = (
     "Tom reads 12 pages an hour and has read for 3.5 hours. How many of 60 pages are left?",
     "Eggs cost 3 dollars a dozen. What do 30 eggs cost if single eggs cost 30 cents?",
 )
-GATHERED = 16
-"""Tokens that the large model waits for in one of the batched runs: llama.cpp's widest tile."""
 INSTRUCTION = "Think step by step, then give the final answer in \\boxed{}."
 
 
@@ -61,17 +59,16 @@ class SpeedConfig:
 
 @dataclass(frozen=True, slots=True)
 class BatchRow:
-    """The mixed loop with some rows at once on the same prompts; gather: of MixedLoop.
+    """The mixed loop with some rows at once, and with one, on the same prompts.
 
-    versus_one: tokens per second over those with one row at a time. ms_per_token: in the small
-    model, in the large one, and in the loop itself.
+    ms_per_token, ms_per_token_one: in the small model, in the large one, and in the loop itself.
     """
 
     rows: int
-    gather: int
     tokens_per_second: float
     versus_one: float
     ms_per_token: dict[str, float]
+    ms_per_token_one: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +76,7 @@ class SpeedResult:
     """Everything that was measured, in one run on one machine."""
 
     rows: tuple[SpeedRow, ...]
-    batch: tuple[BatchRow, ...]
+    batch: BatchRow | None
     flat: tuple[FlatRow, ...]
     reading_ms: dict[str, dict[int, float]]
     memory: dict[str, float]
@@ -151,21 +148,25 @@ def _batch(
     prompts: Sequence[Sequence[int]],
     config: SpeedConfig,
     progress: Progress,
-) -> tuple[BatchRow, ...]:
+) -> BatchRow | None:
     if config.batch < 2:
-        return ()
+        return None
     many = [prompts[i % len(prompts)] for i in range(config.batch)]
-    kinds = [(1, 1), (config.batch, 1), (config.batch, GATHERED)]
-    progress.start(f"{config.batch} rows at once, and one by one", len(kinds), "runs")
-    found: list[BatchRow] = []
-    for rows, gather in kinds:
-        run = batch_run(native, router, threshold, many, config.max_tokens, rows, gather)
-        rate = run.tokens / run.seconds
-        one = found[0].tokens_per_second if found else rate
-        found.append(BatchRow(rows, gather, rate, rate / one, run.ms_per_token))
+    progress.start(f"{config.batch} rows at once, and one by one", 2, "runs")
+    ran = {}
+    for rows in (config.batch, 1):
+        ran[rows] = batch_run(native, router, threshold, many, config.max_tokens, rows)
         progress.advance()
     progress.finish()
-    return tuple(found)
+    together, alone = ran[config.batch], ran[1]
+    rate = together.tokens / together.seconds
+    return BatchRow(
+        config.batch,
+        rate,
+        rate * alone.seconds / alone.tokens,
+        together.ms_per_token,
+        alone.ms_per_token,
+    )
 
 
 def _flat(

@@ -144,15 +144,13 @@ def batch_run(
     prompts: Sequence[Sequence[int]],
     max_tokens: int,
     rows: int,
-    gather: int = 1,
 ) -> BatchRun:
     """Run all prompts through the loop, `rows` at a time."""
     requests = [Request(tuple(prompt), max_tokens=max_tokens) for prompt in prompts]
     small, large = Timed(native.small), Timed(native.large)
     models = replace(native.models(router, threshold), small=small, large=large)
     started = time.perf_counter()
-    traces = generate(models, requests, max_rows=rows, gather=gather)
-    tokens = sum(len(trace.records) for _, trace in traces)
+    tokens = sum(len(trace.records) for _, trace in generate(models, requests, max_rows=rows))
     return BatchRun(tokens, time.perf_counter() - started, small.seconds, large.seconds)
 
 
