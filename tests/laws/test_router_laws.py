@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -43,9 +44,10 @@ def features(count: int, seed: int = 0) -> dict[str, torch.Tensor]:
     return {n: 3 * torch.randn(count, w, generator=generator) for n, w in WIDTHS.items()}
 
 
-def router() -> NeuralRouter:
+def router(**settings: float) -> NeuralRouter:
     torch.manual_seed(0)
-    network = build_network("mlp", {"inputs": list(WIDTHS), "widths": list(WIDTHS.values())})
+    config = {"inputs": list(WIDTHS), "widths": list(WIDTHS.values()), **settings}
+    network = build_network("mlp", config)
     mean = {n: torch.randn(w) for n, w in WIDTHS.items()}
     network.set_statistics(mean, {n: torch.rand(w) + 0.5 for n, w in WIDTHS.items()})
     return NeuralRouter("mlp", network)
@@ -76,6 +78,19 @@ def test_scores_do_not_depend_on_the_batch() -> None:
         for part in (slice(0, 77), slice(77, 200))
     ]
     assert torch.equal(torch.cat(halves), scores)
+
+
+@pytest.mark.parametrize("members", [1, 3])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_a_score_is_what_the_trained_network_says(members: int, depth: int) -> None:
+    """A router scores by other operations than training used; the sums must be the same."""
+    trained = router(members=members, depth=depth, dropout=0.5).network
+    exact = copy.deepcopy(trained).double()
+    wild = {name: 20 * value for name, value in features(50).items()}  # some beyond the clamp
+    expected = torch.sigmoid(0.7 * exact(wild) - 0.2)
+    found = NeuralRouter("mlp", trained, scale=0.7, bias=-0.2).score(wild)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-7)
+    assert float(expected.std()) > 0.01
 
 
 def test_scores_lie_between_zero_and_one() -> None:

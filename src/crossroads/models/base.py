@@ -199,16 +199,41 @@ def summarise(
     )
 
 
+BLOCK = 32
+"""Neighbouring entries among which `_candidates` looks for the largest at once."""
+
+
 def _top(logits_NV: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return ids and logits of the k largest entries, ties by lowest id."""
     if k == 1:
         best_N1 = logits_NV.argmax(dim=-1, keepdim=True)
         return best_N1, logits_NV.gather(1, best_N1)
-    values_NK, ids_NK = logits_NV.topk(min(k, logits_NV.shape[-1]), dim=-1)
-    by_id_NK = ids_NK.argsort(dim=-1)
-    values_NK, ids_NK = values_NK.gather(1, by_id_NK), ids_NK.gather(1, by_id_NK)
-    by_value_NK = values_NK.argsort(dim=-1, descending=True, stable=True)
-    return ids_NK.gather(1, by_value_NK), values_NK.gather(1, by_value_NK)
+    if logits_NV.shape[1] > 4 * k * BLOCK:
+        among_NC = _candidates(logits_NV, k)
+        values_NK, places_NK = logits_NV.gather(1, among_NC).topk(k, dim=-1)
+        ids_NK = among_NC.gather(1, places_NK)
+    else:
+        values_NK, ids_NK = logits_NV.topk(min(k, logits_NV.shape[1]), dim=-1)
+    ids_NK, by_id_NK = ids_NK.sort(dim=-1)
+    values_NK = values_NK.gather(1, by_id_NK)
+    values_NK, by_value_NK = values_NK.sort(dim=-1, descending=True, stable=True)
+    return ids_NK.gather(1, by_value_NK), values_NK
+
+
+def _candidates(logits_NV: Tensor, k: int) -> Tensor:
+    """Return ids [N, C], C far below V, that hold the k largest entries.
+
+    They lie in the k blocks with the largest maxima: an entry outside is at most as large as each
+    of those. Finding the maxima is one fast pass, where `topk` over a vocabulary is a slow one.
+    """
+    rows, size = logits_NV.shape
+    blocks_NBS = logits_NV.unfold(1, BLOCK, BLOCK)
+    best_NK = blocks_NBS.amax(dim=2).topk(k, dim=1, sorted=False).indices
+    within_S = torch.arange(BLOCK, device=logits_NV.device)
+    ids_NC = (best_NK[:, :, None] * BLOCK + within_S).view(rows, -1)
+    # What is left over after the last whole block.
+    rest_R = torch.arange(size - size % BLOCK, size, device=logits_NV.device)
+    return torch.cat([ids_NC, rest_R.expand(rows, -1)], dim=1)
 
 
 def concatenate(outputs: Sequence[StepOutput], row_lengths: Sequence[int]) -> StepOutput:

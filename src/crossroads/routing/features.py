@@ -21,6 +21,8 @@ from crossroads.routing.history import HISTORY
 TOP_K = 100
 """Entries of each distribution that are stored and may be used; R2R's number."""
 
+_NOT_YET = torch.empty(0, 0)
+
 
 @dataclass(frozen=True, slots=True)
 class FeatureInputs:
@@ -30,6 +32,7 @@ class FeatureInputs:
     position_N: index of that token in its row, prompt included, int64.
     embed: rows [N, E] of the small model's input embedding by ids; None where nobody has them.
     history_NJ2: what the row's last tokens were (routing.history); None where nobody kept it.
+    logprobs_NK: the step's top log-probabilities as labelling stores them; `compute` fills them in.
     """
 
     step: StepOutput
@@ -37,6 +40,7 @@ class FeatureInputs:
     position_N: Tensor
     embed: Callable[[Sequence[int]], Tensor] | None = None
     history_NJ2: Tensor | None = None
+    logprobs_NK: Tensor = _NOT_YET
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,36 +72,38 @@ def _token_embedding(inputs: FeatureInputs) -> Tensor:
     return inputs.embed([int(token) for token in inputs.proposed_N])
 
 
-def _top_logits(inputs: FeatureInputs) -> Tensor:
-    logits_NK = inputs.step.top_logits_NK[:, :TOP_K]
-    missing = TOP_K - logits_NK.shape[1]
-    if not missing:
-        return logits_NK
-    # Only a vocabulary smaller than TOP_K leaves entries missing; they repeat the least logit.
-    return torch.cat([logits_NK, logits_NK[:, -1:].expand(-1, missing)], dim=1)
+# A router's inputs are computed beside a model that has just emptied the processor's caches, where
+# each operation costs more than its arithmetic: the functions below take as few as they can.
 
 
 def _top_logprobs(inputs: FeatureInputs) -> Tensor:
-    return _top_logits(inputs) - inputs.step.logsumexp_N[:, None]
+    logprobs_NK = inputs.logprobs_NK
+    width = logprobs_NK.shape[1]
+    if width == TOP_K:
+        return logprobs_NK
+    # Only a vocabulary smaller than TOP_K leaves entries missing; they repeat the least one.
+    filler_NM = logprobs_NK[:, -1:].expand(-1, max(TOP_K - width, 0))
+    return torch.cat([logprobs_NK[:, :TOP_K], filler_NM], dim=1)
+
+
+def _top_logits(inputs: FeatureInputs) -> Tensor:
+    return _top_logprobs(inputs) + inputs.step.logsumexp_N[:, None]
 
 
 def _top_probability(inputs: FeatureInputs) -> Tensor:
-    return torch.exp(inputs.step.top_logits_NK[:, 0] - inputs.step.logsumexp_N)[:, None]
+    return torch.exp(inputs.logprobs_NK[:, :1])
 
 
 def _margin(inputs: FeatureInputs) -> Tensor:
-    two_N2 = torch.exp(inputs.step.top_logits_NK[:, :2] - inputs.step.logsumexp_N[:, None])
-    return two_N2[:, :1] - two_N2[:, 1:2]
+    two_N2 = torch.exp(inputs.logprobs_NK[:, :2])
+    return two_N2[:, :1] - two_N2[:, 1:]
 
 
 def _proposed_logprob(inputs: FeatureInputs) -> Tensor:
     """Log-probability of the proposed token; below all stored ones if it is not among them."""
-    step = inputs.step
-    is_proposed_NK = step.top_ids_NK == inputs.proposed_N[:, None]
-    found_N = torch.where(is_proposed_NK, step.top_logits_NK, step.top_logits_NK[:, -1:]).amax(
-        dim=1
-    )
-    return (found_N - step.logsumexp_N)[:, None]
+    logprobs_NK = inputs.logprobs_NK
+    is_proposed_NK = inputs.step.top_ids_NK == inputs.proposed_N[:, None]
+    return torch.where(is_proposed_NK, logprobs_NK, logprobs_NK[:, -1:]).amax(dim=1, keepdim=True)
 
 
 def _look_back(inputs: FeatureInputs, column: int) -> Tensor:
@@ -196,11 +202,12 @@ def with_logprobs(step: StepOutput, logprobs_NK: Tensor) -> StepOutput:
 def compute(names: Sequence[str], inputs: FeatureInputs) -> dict[str, Tensor]:
     """Return each named feature [N, W]: float32 rounded to the feature's dtype; ids int64.
 
-    Top logits are rounded as labelling stores them, so that a live feature equals a stored one.
+    Log-probabilities are rounded as labelling stores them, so that a live feature equals a stored
+    one.
     """
     if not FEATURES.keys() >= set(names):
         check_names(names)
-    inputs = replace(inputs, step=with_logprobs(inputs.step, stored_logprobs(inputs.step)))
+    inputs = replace(inputs, logprobs_NK=stored_logprobs(inputs.step).float())
     values: dict[str, Tensor] = {}
     for name in names:
         feature = FEATURES[name]

@@ -63,7 +63,7 @@ class MLPNetwork(nn.Module):
         self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
             lambda module, _: module._join()
         )
-        self.members = nn.ModuleList(_Member(config) for _ in range(config.members))
+        self.members = nn.ModuleList(MLPMember(config) for _ in range(config.members))
 
     def set_statistics(self, mean: Mapping[str, Tensor], scale: Mapping[str, Tensor]) -> None:
         """Take each input's mean [W] and standard deviation [W] over the training split."""
@@ -95,7 +95,7 @@ class MLPNetwork(nn.Module):
             joined.copy_(torch.cat(parts))
 
 
-class _Member(nn.Module):
+class MLPMember(nn.Module):
     """One perceptron.
 
     Inputs wider than `projection` (hidden states, embeddings, distributions) each pass through
@@ -104,7 +104,7 @@ class _Member(nn.Module):
 
     def __init__(self, config: MLPConfig) -> None:
         super().__init__()
-        self.inputs = config.inputs
+        self.inputs, self.widths = config.inputs, config.widths
         compressed = 0
         self.projections = nn.ModuleDict()
         for name, width in zip(config.inputs, config.widths, strict=True):
@@ -120,6 +120,7 @@ class _Member(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, standard: Mapping[str, Tensor]) -> Tensor:
+        """Return outputs [N, 2] of the standardised inputs."""
         parts = [
             self._drop(self.projections[name](standard[name]))
             if name in self.projections
@@ -131,6 +132,24 @@ class _Member(nn.Module):
             state_NC = state_NC + self._drop(nn.functional.gelu(block(state_NC)))
         logits_N2: Tensor = self.leave(self._drop(state_NC))
         return logits_N2
+
+    def projection(self) -> tuple[Tensor, Tensor]:
+        """Return all projections as one linear map of the inputs side by side: [P, C] and [P].
+
+        Inputs that are not projected pass through it unchanged.
+        """
+        dtype = self.enter.weight.dtype
+        weights: list[Tensor] = []
+        biases: list[Tensor] = []
+        for name, width in zip(self.inputs, self.widths, strict=True):
+            if name in self.projections:
+                weights.append(self.projections.get_parameter(f"{name}.weight"))
+                biases.append(self.projections.get_parameter(f"{name}.bias"))
+            else:
+                weights.append(torch.eye(width, dtype=dtype))
+                biases.append(torch.zeros(width, dtype=dtype))
+        joined: Tensor = torch.block_diag(*weights)  # type: ignore[no-untyped-call]
+        return joined, torch.cat(biases)
 
     def _drop(self, value_NC: Tensor) -> Tensor:
         return self.dropout(value_NC) if self.training else value_NC

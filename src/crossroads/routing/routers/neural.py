@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from crossroads.errors import RouterError
 from crossroads.names import nearest
 from crossroads.routing.routers.mlp import MLPConfig, MLPNetwork
+from crossroads.routing.routers.mlp_scorer import MLPScorer
 from crossroads.routing.routers.r2r import R2RNetwork, R2RNetworkConfig
 
 
@@ -52,7 +53,8 @@ class NeuralRouter:
         self.scale, self.bias = scale, bias
         exact = self.parameters <= EXACT_PARAMETERS
         self._bias = torch.tensor(bias, dtype=torch.float64 if exact else torch.float32)
-        self._scorer = copy.deepcopy(self.network).double() if exact else self.network
+        scorer = copy.deepcopy(self.network).double() if exact else self.network
+        self._scorer = MLPScorer(scorer) if isinstance(scorer, MLPNetwork) else scorer
 
     @property
     def config(self) -> Any:
