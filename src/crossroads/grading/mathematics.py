@@ -1,4 +1,4 @@
-r"""Comparing an answer with the gold answer.
+r"""Numbers and formulas: an answer against the gold answer, as mathematics.
 
 The answer is what stands in the last complete `\boxed{}`, which the tasks ask for. Nothing else
 counts: the last number of a text that was cut off is an intermediate result, and now and then it
@@ -13,11 +13,11 @@ import re
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 from crossroads.errors import EngineError
+from crossroads.grading.base import Grade
 
 _BOX = re.compile(r"\\f?boxed\s*\{")
 _NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)")
@@ -31,23 +31,6 @@ _MAX_ANSWER = 300  # characters; longer boxes hold whole derivations, not an ans
 _COMPARISON_SECONDS = 5
 # A fresh interpreter imports sympy before it compares.
 _PROCESS_SECONDS = 60
-
-
-@dataclass(frozen=True, slots=True)
-class Grade:
-    """What an answer was read as, and whether it is right.
-
-    `parsed` is None for an unparsed answer; `reason` says in words how the grade came about.
-    """
-
-    correct: bool
-    parsed: str | None
-    reason: str
-
-    @property
-    def unparsed(self) -> bool:
-        """Whether no answer could be read."""
-        return self.parsed is None
 
 
 def grade(answer_text: str, gold: str) -> Grade:
@@ -83,6 +66,15 @@ def _grade_plainly(answer: str, gold: str) -> Grade | None:
     if wanted is not None and ":" in answer:
         return Grade(False, answer, "a time or a ratio instead of a number")
     return None
+
+
+def check_mathematics() -> None:
+    """Check that answers can be compared as mathematics.
+
+    Raises:
+        EngineError: math-verify is not installed.
+    """
+    _import_math_verify()
 
 
 def last_boxed(text: str) -> str | None:
@@ -134,7 +126,7 @@ def _is_mathematics(gold: str) -> bool:
 
 def _grade_mathematics(answer: str, gold: str) -> Grade:
     if threading.current_thread() is threading.main_thread():
-        outcome = _compare(answer, gold)
+        outcome = compare(answer, gold)
     else:
         outcome = _compare_in_process(answer, gold)
     reasons = {
@@ -146,8 +138,14 @@ def _grade_mathematics(answer: str, gold: str) -> Grade:
     return reasons[outcome]
 
 
-def _compare(answer: str, gold: str) -> str:
-    """Return a key of the grades above. Only in the main thread: the time limit is a signal."""
+def compare(answer: str, gold: str) -> str:
+    """Return `equal`, `different`, `unreadable` or `timeout`.
+
+    Only in the main thread: the time limit is a signal.
+
+    Raises:
+        EngineError: math-verify is not installed.
+    """
     parse, verify, timeout = _import_math_verify()
     limits = {"parsing_timeout": _COMPARISON_SECONDS, "raise_on_error": True}
     try:
@@ -166,7 +164,7 @@ def _compare(answer: str, gold: str) -> str:
 
 
 def _compare_in_process(answer: str, gold: str) -> str:
-    """Run `_compare` in the main thread of another interpreter."""
+    """Run `compare` in the main thread of another interpreter."""
     _import_math_verify()  # a missing package must not look like an unreadable answer
     try:
         done = subprocess.run(
@@ -194,7 +192,3 @@ def _import_math_verify() -> tuple[Any, Any, type[BaseException]]:
             'install it with `pip install "crossroads-lm[evaluate]"`'
         ) from error
     return parse, verify, TimeoutException
-
-
-if __name__ == "__main__":
-    sys.stdout.write(_compare(*json.load(sys.stdin)))

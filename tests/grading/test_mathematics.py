@@ -3,9 +3,8 @@ import threading
 
 import pytest
 
-from crossroads import grading
 from crossroads.errors import EngineError
-from crossroads.grading import grade, last_boxed
+from crossroads.grading import grade, last_boxed, mathematics
 
 pytest.importorskip("math_verify")
 
@@ -102,7 +101,7 @@ def test_what_cannot_be_read_is_unparsed_with_a_reason(text):
 
 
 def test_an_answer_that_takes_forever_is_unparsed(monkeypatch):
-    monkeypatch.setattr(grading, "_COMPARISON_SECONDS", 1)
+    monkeypatch.setattr(mathematics, "_COMPARISON_SECONDS", 1)
     found = grade(r"\boxed{9^{9^{9}}}", "3")
     assert found.unparsed
     assert "too long" in found.reason
@@ -126,7 +125,7 @@ def test_a_process_that_hangs_or_dies_leaves_an_unparsed_answer(monkeypatch):
         return grade(r"\boxed{\sqrt{4}}", "2")
 
     with monkeypatch.context() as patch:
-        patch.setattr(grading, "_PROCESS_SECONDS", 0.01)
+        patch.setattr(mathematics, "_PROCESS_SECONDS", 0.01)
         assert in_thread(unreadable).reason == "comparing took too long"
     with monkeypatch.context() as patch:
         patch.setattr(sys, "executable", "false")
