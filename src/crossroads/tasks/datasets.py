@@ -96,9 +96,7 @@ def dataset_problems(options: DatasetOptions, count: int | None = None) -> list[
     """
     if count is not None and count < 1:
         raise DataError(f"asked {options.path} for {count} problems; ask for at least one")
-    library = _import_library()
-    with _quiet(library), _one_sentence(options.path), TemporaryDirectory() as scratch:
-        table = _open(library, options, scratch)
+    with opened(options) as table:
         columns = list(table.column_names or next(iter(table), {}))
         wanted = _wanted(options, columns)
         rows = list(islice(table.select_columns(list(wanted.values())), count))
@@ -107,6 +105,19 @@ def dataset_problems(options: DatasetOptions, count: int | None = None) -> list[
     problems = [_problem(options, wanted, row, i) for i, row in enumerate(rows)]
     _check_ids(options.path, problems)
     return problems
+
+
+@contextmanager
+def opened(options: DatasetOptions) -> Iterator[Any]:
+    """Open what options name as the library's table; whatever goes wrong in it is one sentence.
+
+    Raises:
+        DataError: it cannot be opened or read.
+        EngineError: `datasets` is not installed.
+    """
+    library = _import_library()
+    with _quiet(library), _one_sentence(options.path), TemporaryDirectory() as scratch:
+        yield _open(library, options, scratch)
 
 
 def _import_library() -> Any:
