@@ -98,9 +98,9 @@ def _places(longest: int) -> tuple[int, ...]:
 
 
 def _chosen(pair: Pair, name: str | None) -> Router:
-    from crossroads.cli.generate import choose_router
+    from crossroads.routing.choose import choose_router
 
-    return choose_router(pair, name)[0]
+    return choose_router(name, pair.small.info, pair.large.info).router
 
 
 def _assisted(native: NativePair) -> Any:

@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from crossroads.cli.options import PairOptions, pair_options
-from crossroads.errors import ConfigError, RequestError, RouterError
+from crossroads.errors import ConfigError, RequestError
 
 if TYPE_CHECKING:
     from crossroads.decoding.mixed import MixedModels
     from crossroads.decoding.request import Request
     from crossroads.models.base import Tokenizer
     from crossroads.models.pairs import Pair
-    from crossroads.routing.routers.base import Router
     from crossroads.types import TokenRecord, Trace
 
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "seed")
@@ -130,37 +129,16 @@ def _prompt_ids(tokenizer: Tokenizer, prompt: str, system: str | None, *, raw: b
 
 def _mixed(pair: Pair, router: str | None, threshold: float | None) -> MixedModels:
     from crossroads.decoding.mixed import MixedModels
+    from crossroads.routing.choose import choose_router
 
-    chosen, own = choose_router(pair, router)
+    chosen = choose_router(router, pair.small.info, pair.large.info)
     return MixedModels(
-        pair.small, pair.large, chosen, pair.tokenizer, own if threshold is None else threshold
+        pair.small,
+        pair.large,
+        chosen.router,
+        pair.tokenizer,
+        chosen.threshold if threshold is None else threshold,
     )
-
-
-DEFAULT_HEURISTIC_THRESHOLD = 0.15
-
-
-def choose_router(pair: Pair, name: str | None) -> tuple[Router, float]:
-    """Return the router that was asked for and its own threshold."""
-    from crossroads.routing.checkpoint import load_router, router_by_name
-    from crossroads.routing.pretrained import find_pretrained
-    from crossroads.routing.routers.heuristics import HEURISTICS
-
-    small = pair.small.info
-    if name in (None, "pretrained"):
-        found = find_pretrained(small, pair.large.info)
-        if found is not None:
-            return found.router, found.card.threshold
-        if name is not None:
-            raise RouterError(
-                f"the package has no router for {small.name} and {pair.large.info.name}; "
-                "train one, or give --router entropy"
-            )
-    chosen = name or "entropy"
-    if chosen in HEURISTICS:
-        return router_by_name(chosen, small.vocab_size), DEFAULT_HEURISTIC_THRESHOLD
-    loaded = load_router(Path(chosen), small)
-    return loaded.router, loaded.card.threshold
 
 
 async def _run(models: MixedModels, request: Request) -> Trace:
