@@ -3,39 +3,43 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import torch
-
-from crossroads.artifacts import ensure_writable, pin_config, write_json
+from crossroads.artifacts import ensure_writable, pin_config
 from crossroads.cli.console import RichProgress, console, duration
 from crossroads.cli.options import PairOptions
 from crossroads.dataset import LabelledDataset
 from crossroads.errors import ConfigError
-from crossroads.evaluation.report import summarise_run, terminal_table, write_html
-from crossroads.evaluation.results import SystemKind, SystemRun
-from crossroads.evaluation.run import RunConfig, System, run_system, threshold_for_fraction
+from crossroads.evaluation.evaluate import evaluate
+from crossroads.evaluation.folder import RunFolder
+from crossroads.evaluation.matching import PILOT_ROUNDS
+from crossroads.evaluation.report import check_packages, terminal_tables, write_report
+from crossroads.evaluation.run import Bench, RunSettings
+from crossroads.evaluation.summary import summarise
+from crossroads.evaluation.systems import parse_systems
 from crossroads.labelling.build import BuildConfig
 from crossroads.labelling.judges import judge_by_name
 from crossroads.labelling.respond import RespondConfig
 from crossroads.labelling.run import LabelConfig, label
-from crossroads.models.base import Tokenizer
 from crossroads.models.pairs import Pair
-from crossroads.provenance import provenance
-from crossroads.routing.routers.base import Router
-from crossroads.routing.routers.heuristics import entropy, random
+from crossroads.routing.checkpoint import load_router
+from crossroads.routing.choose import ChosenRouter
 from crossroads.tasks import load_problems
+from crossroads.tasks.evaluation import EvaluationTask, Item
 from crossroads.training.recipes import recipe
 from crossroads.training.report_tables import recalls_table, report_table
-from crossroads.training.threshold import NEVER
 from crossroads.training.train import Trained, train
-from crossroads.types import Problem, Role
+from crossroads.types import Problem, Progress
 
 TASKS = ("reasoning_gym:chain_sum",)
 _EVALUATION_SEED = 1_000_003
 """Added to the seed, so that labelled and evaluated problems come from different streams."""
+_SWEEP = 0.1
+"""The other large_fraction at which router and entropy are run, if asked."""
+_PILOT = 2
+"""Problems on which a threshold is matched; more would take longer than the answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +97,14 @@ class Stages:
 
 def run_line(models: PairOptions, out: Path, plan: Plan) -> None:
     """Run every stage into `out`, print the tables, and write `out/report.html`."""
+    note = check_packages()
     ensure_writable(out)
     pin_config(out / "config.json", asdict(plan), "a quickstart")
-    to_label, to_answer = problems(plan)
+    to_label, _ = problems(plan)
+    folder = RunFolder(out)
     with RichProgress() as progress:
+        if note is not None:
+            progress.note(note)
         stages = Stages(_costs(plan), progress.note)
         stages.begin("load")
         with models.load(max_rows=plan.rows, progress=progress) as pair:
@@ -112,10 +120,8 @@ def run_line(models: PairOptions, out: Path, plan: Plan) -> None:
             dataset = LabelledDataset.open(out / "labels")
             fit = recipe("default", target_recall=plan.target_recall, seed=plan.seed)
             trained = train([dataset], fit, out / "router", progress)
-            running = RunConfig(max_tokens=plan.max_tokens, max_rows=plan.rows)
-            bench = _Bench(pair, to_answer, out / "systems", running, stages, progress)
-            runs = _evaluate(bench, trained, plan)
-    _report(pair, trained, runs, out, plan)
+            _evaluate(pair, trained, folder, plan, stages, progress)
+    _report(trained, folder, plan)
 
 
 def problems(plan: Plan) -> tuple[list[Problem], list[Problem]]:
@@ -135,135 +141,58 @@ def problems(plan: Plan) -> tuple[list[Problem], list[Problem]]:
 
 def _costs(plan: Plan) -> dict[str, float]:
     """Return typical seconds per stage on two cores; later stages are scaled by earlier ones."""
-    mixed = 8.0 * plan.evaluate_count
+    mixed, pilots = 8.0 * plan.evaluate_count, 8.0 * PILOT_ROUNDS * _PILOT
     costs = {
         "load": 8,
         "label": 10.0 * plan.label_count,
         "train": 5,
-        "small alone": 3.5 * plan.evaluate_count,
-        "large alone": 6.0 * plan.evaluate_count,
+        "small": 3.5 * plan.evaluate_count,
+        "large": 6.0 * plan.evaluate_count,
         "router": mixed,
-        "entropy": mixed,
+        "entropy": mixed + pilots,
         "random": mixed,
     }
     if plan.sweep:
-        costs |= {"router at half": mixed, "entropy at half": mixed}
+        costs |= {"router at another": mixed + pilots, "entropy at another": mixed + pilots}
     return costs
 
 
-@dataclass(frozen=True, slots=True)
-class _Bench:
-    """What every system is run with."""
-
-    pair: Pair
-    problems: Sequence[Problem]
-    folder: Path
-    config: RunConfig
-    stages: Stages
-    progress: RichProgress
-
-    def run(self, system: System) -> SystemRun:
-        self.stages.begin(system.name)
-        folder = self.folder / system.name.replace(",", "").replace(" ", "-")
-        return run_system(self.pair, system, self.problems, folder, self.progress, self.config)
-
-
-def _evaluate(bench: _Bench, trained: Trained, plan: Plan) -> list[SystemRun]:
+def _evaluate(
+    pair: Pair, trained: Trained, folder: RunFolder, plan: Plan, stages: Stages, progress: Progress
+) -> None:
     """Answer the problems with each system, heuristics at the router's live large_fraction."""
-    vocabulary = bench.pair.small.info.vocab_size
-    heuristic = entropy(vocabulary)
-    small = bench.run(System("small alone", SystemKind.SMALL, role=Role.SMALL))
-    large = bench.run(System("large alone", SystemKind.LARGE, role=Role.LARGE))
-    routed = bench.run(_calibrated(trained, plan))
-    fraction = routed.usage.large_fraction
-
-    def baseline(name: str, router: Router, threshold: float) -> SystemRun:
-        return bench.run(
-            System(name, SystemKind.BASELINE, router=router, threshold=min(threshold, NEVER))
-        )
-
-    scores = [r.score for g in routed.graded for r in g.trace.records if r.score is not None]
-    entropies = [
-        float(heuristic.score({"entropy": torch.tensor([[r.entropy]])})[0])
-        for g in routed.graded
-        for r in g.trace.records
-        if r.entropy is not None
-    ]
-    runs = [
-        small,
-        large,
-        routed,
-        baseline("entropy", heuristic, threshold_for_fraction(entropies, fraction)),
-        baseline("random", random(vocabulary, plan.seed), 1 - fraction),
-    ]
+    items = tuple(Item(problem, {}) for problem in problems(plan)[1])
+    task = EvaluationTask(
+        "quickstart", "math", items, plan.max_tokens, (), {"about": f"generated: {TASKS[0]}"}
+    )
+    names = ["small", "large", "router", "entropy~router", "random~router"]
     if plan.sweep:
-        half = fraction / 2
-        at_half = threshold_for_fraction(scores, half)
-        name = "router at half"
-        runs.append(
-            bench.run(System(name, SystemKind.ROUTER, router=trained.router, threshold=at_half))
-        )
-        at_half = threshold_for_fraction(entropies, half)
-        runs.append(baseline("entropy at half", heuristic, at_half))
-    return runs
-
-
-def _calibrated(trained: Trained, plan: Plan) -> System:
-    """Return the trained router at its threshold, with what the test split says of it."""
-    (row,) = (
-        row
-        for row in trained.report["rows"]
-        if row["router"] == trained.router.name and row["target_recall"] == plan.target_recall
+        names += [f"router~{_SWEEP}", f"entropy~{_SWEEP}"]
+    chosen = ChosenRouter(
+        trained.router, trained.threshold, load_router(folder.path / "router").card
     )
-    point = row["test"]["point"]
-    return System(
-        "router",
-        SystemKind.ROUTER,
-        router=trained.router,
-        threshold=trained.threshold,
-        recall=point["recall"],
-        positive_rate=point["positive_rate"],
+    systems = parse_systems(names, pair.small.info.vocab_size, chosen)
+    bench = Bench(pair, folder, RunSettings(rows=plan.rows), progress)
+    evaluate(
+        bench,
+        [task],
+        systems,
+        pilot=_PILOT,
+        say=lambda name: stages.begin(name.partition(": ")[2]),
+        facts={"plan": asdict(plan)},
     )
 
 
-def _report(pair: Pair, trained: Trained, runs: Sequence[SystemRun], out: Path, plan: Plan) -> None:
-    """Print the two tables and write the page and the numbers."""
-    summaries = [
-        summarise_run(
-            run,
-            pair.small.info.active_parameters,
-            pair.large.info.active_parameters,
-            trained.router.parameters if run.kind is SystemKind.ROUTER else 0,
-        )
-        for run in runs
-    ]
-    origin = provenance(plan=asdict(plan), pair=pair.name)
+def _report(trained: Trained, folder: RunFolder, plan: Plan) -> None:
+    """Print the tables and write the page and the numbers."""
     # Curves and histograms have a page of their own in the router's folder.
     shown = ("objective", "target", "rows", "splits", "quality", "provenance", "base_rates")
-    training = {name: trained.report[name] for name in shown}
-    write_json(
-        out / "summary.json",
-        {
-            "systems": [summary.to_json() for summary in summaries],
-            "training": training,
-            "provenance": origin,
-        },
-    )
-    write_html(out / "report.html", summaries, runs, _text_of(pair.tokenizer), training, origin)
+    results = summarise(folder)
+    page = write_report(folder, results, training={name: trained.report[name] for name in shown})
     screen = console()
     rows = trained.report["rows"]
     screen.print(report_table(rows, trained.report["objective"], plan.target_recall))
     screen.print(recalls_table(rows))
-    screen.print(terminal_table(summaries, plan.rows))
-    screen.print(f"page with every trace: {out / 'report.html'}", soft_wrap=True)
-
-
-def _text_of(tokenizer: Tokenizer) -> Callable[[int], str]:
-    """Return a function from a token id to what a reader sees; special tokens by name."""
-    pieces = tokenizer.pieces()
-
-    def text(token_id: int) -> str:
-        piece = pieces[token_id] if token_id < len(pieces) else None
-        return "" if piece is None else piece.decode("utf-8", errors="replace")
-
-    return text
+    for table in terminal_tables(results):
+        screen.print(table)
+    screen.print(f"page with every trace: {page}", soft_wrap=True)

@@ -26,7 +26,7 @@ from crossroads.cli.options import FOLDER, PairOptions, pair_options
 @click.option("--rows", default=16, show_default=True, type=click.IntRange(1), help="Rows at once.")
 @click.option("--target-recall", default=0.95, show_default=True)
 @click.option(
-    "--sweep", is_flag=True, help="Also run router and entropy at half of the router's calls."
+    "--sweep", is_flag=True, help="Also run router and entropy at a large_fraction of 0.1."
 )
 @click.option("--seed", default=0, show_default=True)
 def quickstart(models: PairOptions, out: Path, **options: float) -> None:

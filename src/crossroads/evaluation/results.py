@@ -23,6 +23,7 @@ class SystemKind(StrEnum):
     LARGE = "large"
     BASELINE = "baseline"
     ROUTER = "router"
+    ORACLE = "oracle"
 
 
 @dataclass(frozen=True, slots=True)

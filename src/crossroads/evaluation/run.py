@@ -1,164 +1,165 @@
-"""Run problems through systems; resumable per problem, graded, with every trace kept."""
+"""Run problems through systems; resumable per answer, graded, with every trace kept."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
-import numpy as np
-
-from crossroads.artifacts import ResumableLog, canonical_hash, pin_config
+from crossroads.artifacts import canonical_hash, pin_config
 from crossroads.decoding.mixed import MixedModels, generate
+from crossroads.decoding.oracle import generate_oracle
 from crossroads.decoding.progress import AnswerProgress
 from crossroads.decoding.request import Request
 from crossroads.decoding.single import generate_alone
 from crossroads.errors import DataError
-from crossroads.evaluation.results import GradedTrace, SystemKind, SystemRun
-from crossroads.grading import grade
+from crossroads.evaluation.folder import RunFolder
+from crossroads.evaluation.stored import StoredAnswer, answer_key
+from crossroads.evaluation.systems import System
+from crossroads.grading.rules import grade_by_rule
 from crossroads.models.pairs import Pair
-from crossroads.routing.routers.base import Router
-from crossroads.types import Problem, Progress, Role, Trace
+from crossroads.sampling import SamplingParams
+from crossroads.tasks.evaluation import EvaluationTask, Item
+from crossroads.types import Progress, Role, Trace
 
 
 @dataclass(frozen=True, slots=True)
-class System:
-    """What answers the problems: one model alone (`role`), or both with a router.
+class RunSettings:
+    """How every system is run.
 
-    `recall` and `positive_rate` are what calibration promised at the threshold; for the tables.
+    max_tokens: of an answer; None takes each task's own. rows: answers at a time. samples:
+    answers per problem. sampling: how tokens are drawn; its seed starts the answers' own seeds.
     """
 
-    name: str
-    kind: SystemKind
-    role: Role | None = None
-    router: Router | None = None
-    threshold: float | None = None
-    recall: float | None = None
-    positive_rate: float | None = None
+    max_tokens: int | None = None
+    rows: int = 8
+    samples: int = 1
+    sampling: SamplingParams = SamplingParams()  # noqa: RUF009  frozen
+
+    def __post_init__(self) -> None:
+        """Refuse settings that mean nothing.
+
+        Raises:
+            DataError: several samples of the one answer that greedy decoding gives.
+        """
+        if self.samples > 1 and self.sampling.greedy:
+            raise DataError(
+                f"{self.samples} samples of a greedy answer are all the same; "
+                "give a --temperature above 0"
+            )
+
+    def limit(self, task: EvaluationTask) -> int:
+        """Return the longest answer to that task."""
+        return self.max_tokens or task.max_tokens
 
 
 @dataclass(frozen=True, slots=True)
-class RunConfig:
-    """How every system is run."""
+class Bench:
+    """What systems are run with."""
 
-    max_tokens: int = 512
-    max_rows: int = 8
+    pair: Pair
+    folder: RunFolder
+    settings: RunSettings
+    progress: Progress
 
 
-def run_system(
-    pair: Pair,
-    system: System,
-    problems: Sequence[Problem],
-    folder: Path,
-    progress: Progress,
-    config: RunConfig = RunConfig(),
-) -> SystemRun:
-    """Return the system's graded traces, in the problems' order.
+def run_system(bench: Bench, task: EvaluationTask, system: System) -> None:
+    """Let a system with a threshold answer the task; what is answered already is not run again.
 
-    Effects: each finished trace is added to `folder/traces.jsonl` with the time since the one
-    before it; what is there already is not run again.
+    Effects: each finished answer is graded and added to the run folder's log.
 
     Raises:
-        DataError: a problem without an answer. ConfigError: the folder holds another run.
+        ConfigError: the folder holds answers of another system of that name.
     """
-    missing_answer = [problem.id for problem in problems if problem.answer is None]
-    if missing_answer:
-        raise DataError(f"problem {missing_answer[0]!r} has no answer to grade against")
-    pin_config(folder / "config.json", _identity(pair, system, problems, config), "traces")
-    log = ResumableLog(folder / "traces.jsonl")
-    done = {r["trace"]["id"]: (Trace.from_json(r["trace"]), float(r["seconds"])) for r in log}
-    missing = [problem for problem in problems if problem.id not in done]
-    progress.start(system.name, len(problems), "problems")
-    progress.advance(len(problems) - len(missing))
-    shown = AnswerProgress(progress, config.max_tokens)
-    before = time.perf_counter()
-    for trace in _traces(pair, system, missing, config, shown):
-        now = time.perf_counter()
-        log.append({"trace": trace.to_json(), "seconds": now - before})
-        done[trace.id] = (trace, now - before)
-        before = now
-        shown.answer(len(trace.records))
-    progress.finish()
-    return _graded(system, problems, done)
-
-
-def _identity(
-    pair: Pair, system: System, problems: Sequence[Problem], config: RunConfig
-) -> dict[str, object]:
-    return {
-        "small": pair.small.info.fingerprint,
-        "large": pair.large.info.fingerprint,
-        "problems": canonical_hash([asdict(problem) for problem in problems]),
-        "system": system.name,
-        "router": system.router.name if system.router else None,
-        "threshold": system.threshold,
-        "max_tokens": config.max_tokens,
-    }
-
-
-def _traces(
-    pair: Pair,
-    system: System,
-    problems: Sequence[Problem],
-    config: RunConfig,
-    shown: AnswerProgress,
-) -> Iterator[Trace]:
-    requests = [
-        Request(
-            tuple(pair.tokenizer.render(problem.messages)),
-            max_tokens=config.max_tokens,
-            id=problem.id,
-        )
-        for problem in problems
+    log = bench.folder.log(task.name, system.name)
+    pin_config(log.path.with_suffix(".json"), identity_of(bench, task, system), "answers")
+    done = {record["key"] for record in log}
+    settings = bench.settings
+    wanted = [
+        (item, sample)
+        for item in task.items
+        for sample in range(settings.samples)
+        if answer_key(item.problem.id, sample) not in done
     ]
+    total = len(task.items) * settings.samples
+    bench.progress.start(f"{task.name}: {system.name}", total, "answers")
+    bench.progress.advance(total - len(wanted))
+    shown = AnswerProgress(bench.progress, settings.limit(task))
+    requests = [request_for(bench, task, system, item, sample) for item, sample in wanted]
+    before = time.perf_counter()
+    for number, trace in traces(bench, system, requests, shown.token):
+        seconds = time.perf_counter() - before
+        item, sample = wanted[number]
+        gold = item.problem.answer or ""
+        grade = grade_by_rule(task.rule, trace.text, gold, item.details)
+        log.append(StoredAnswer(item.problem.id, sample, trace, grade, seconds).to_json())
+        shown.answer(len(trace.records))
+        before = time.perf_counter()  # grading is no part of generating
+    bench.progress.finish()
+
+
+def traces(
+    bench: Bench,
+    system: System,
+    requests: Sequence[Request],
+    on_token: Callable[[int], None] | None = None,
+) -> Iterator[tuple[int, Trace]]:
+    """Yield (index of the request, its trace) as a system finishes them."""
+    pair, rows = bench.pair, bench.settings.rows
     if system.role is not None:
         model = pair.small if system.role is Role.SMALL else pair.large
-        alone = generate_alone(
-            model,
-            system.role,
-            pair.tokenizer,
-            requests,
-            max_rows=config.max_rows,
-            on_token=shown.token,
+        yield from generate_alone(
+            model, system.role, pair.tokenizer, requests, max_rows=rows, on_token=on_token
         )
-        yield from (trace for _, trace in alone)
-        return
-    assert system.router is not None
-    assert system.threshold is not None
-    models = MixedModels(pair.small, pair.large, system.router, pair.tokenizer, system.threshold)
-    mixed = generate(models, requests, max_rows=config.max_rows, on_token=shown.token)
-    yield from (trace for _, trace in mixed)
+    elif system.oracle_ratio is not None:
+        yield from generate_oracle(
+            pair, requests, ratio=system.oracle_ratio, max_rows=rows, on_token=on_token
+        )
+    else:
+        assert system.router is not None
+        assert system.threshold is not None
+        models = MixedModels(
+            pair.small, pair.large, system.router, pair.tokenizer, system.threshold
+        )
+        yield from generate(models, requests, max_rows=rows, on_token=on_token)
 
 
-def _graded(
-    system: System, problems: Sequence[Problem], done: dict[str, tuple[Trace, float]]
-) -> SystemRun:
-    graded = tuple(
-        GradedTrace(problem, done[problem.id][0], grade(done[problem.id][0].text, problem.answer))
-        for problem in problems
-        if problem.answer is not None
+def request_for(
+    bench: Bench, task: EvaluationTask, system: System, item: Item, sample: int
+) -> Request:
+    """Return what a system is asked for one answer; its seed is the same for every system."""
+    sampling = bench.settings.sampling
+    if not sampling.greedy:
+        sampling = replace(sampling, seed=_seed(sampling.seed, item.problem.id, sample))
+    return Request(
+        tuple(bench.pair.tokenizer.render(item.problem.messages)),
+        max_tokens=bench.settings.limit(task),
+        sampling=sampling,
+        stop=task.stop,
+        id=answer_key(item.problem.id, sample),
+        **system.options,
     )
-    return SystemRun(
-        name=system.name,
-        kind=system.kind,
-        threshold=system.threshold,
-        graded=graded,
-        seconds=sum(done[problem.id][1] for problem in problems),
-        recall=system.recall,
-        positive_rate=system.positive_rate,
-    )
 
 
-def threshold_for_fraction(scores: Sequence[float], large_fraction: float) -> float:
-    """Return the threshold that would send `large_fraction` of these live tokens on.
+def _seed(seed: int, problem_id: str, sample: int) -> int:
+    """Return the seed of an answer: the same for every system, another for every sample."""
+    return int(canonical_hash([seed, problem_id, sample])[:8], 16)
 
-    For matching a heuristic to a router: the scores of the heuristic on the tokens of the
-    router's own traces. Its own run takes its own path, so the match is close, not exact: tables
-    show what was measured.
-    """
-    if not scores:
-        raise DataError("there are no tokens to match a threshold on")
-    ordered = np.sort(np.asarray(scores, dtype=np.float32))[::-1]
-    sent = min(len(ordered) - 1, max(0, round(large_fraction * len(ordered)) - 1))
-    return float(ordered[sent])
+
+def identity_of(bench: Bench, task: EvaluationTask, system: System) -> dict[str, Any]:
+    """Return all that an answer depends on; how many rows run together is not among it."""
+    return {
+        "small": bench.pair.small.info.fingerprint,
+        "large": bench.pair.large.info.fingerprint,
+        "task": canonical_hash([[asdict(item.problem), dict(item.details)] for item in task.items]),
+        "rule": task.rule,
+        "stop": list(task.stop),
+        "system": system.name,
+        "router": system.identity,
+        "threshold": system.threshold,
+        "options": dict(system.options),
+        "max_tokens": bench.settings.limit(task),
+        "samples": bench.settings.samples,
+        "sampling": asdict(bench.settings.sampling),
+    }
