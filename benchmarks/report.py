@@ -23,8 +23,8 @@ import numpy as np
 
 from crossroads.artifacts import write_json
 from crossroads.evaluation.folder import RunFolder, RunRecord, SystemEntry, TaskEntry
+from crossroads.evaluation.kinds import SystemKind
 from crossroads.evaluation.report import write_report
-from crossroads.evaluation.results import SystemKind
 from crossroads.evaluation.stored import StoredAnswer
 from crossroads.evaluation.summary import summarise
 from crossroads.grading import Grade

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -14,10 +13,12 @@ import pytest
 
 from crossroads.artifacts import ResumableLog, read_json
 from crossroads.dataset import LabelledDataset
+from crossroads.evaluation.folder import RunFolder
+from crossroads.evaluation.summary import summarise
 from crossroads.models.base import Want
 from crossroads.models.pairs import Pair
 from crossroads.routing.features import TOP_K, FeatureInputs, compute
-from crossroads.types import Split, Trace, Usage
+from crossroads.types import Split, Usage
 
 pytestmark = [pytest.mark.pair, pytest.mark.slow]
 
@@ -53,23 +54,25 @@ def test_nothing_was_answered_twice(run_folder: Path) -> None:
 
 
 def test_numbers_are_the_counts_of_the_traces(run_folder: Path) -> None:
-    summary = read_json(run_folder / "summary.json", "summary")
-    for row in summary["systems"]:
-        folder = run_folder / "systems" / row["name"].replace(",", "").replace(" ", "-")
-        traces = [Trace.from_json(r["trace"]) for r in ResumableLog(folder / "traces.jsonl")]
-        assert len(traces) == row["n_problems"] == 2
+    folder = RunFolder(run_folder)
+    (task,) = summarise(folder)
+    for row in task.systems:
+        traces = [answer.trace for answer in folder.answers(task.task, row.system)]
+        assert len(traces) == row.problems == 2
         usage = sum((trace.usage for trace in traces), Usage())
-        assert row["large_fraction"] == usage.large_fraction
-    by_name = {row["name"]: row for row in summary["systems"]}
-    assert by_name["small alone"]["large_fraction"] == 0
-    assert by_name["large alone"]["large_fraction"] == 1
-    assert 0 < by_name["router"]["large_fraction"] < 1
+        assert row.large_fraction.value == usage.large_fraction
+    by_name = {row.system: row.large_fraction.value for row in task.systems}
+    assert set(by_name) == {"small", "large", "router", "entropy~router", "random~router"}
+    assert by_name["small"] == 0
+    assert by_name["large"] == 1
+    assert 0 < by_name["router"] < 1
 
 
 def test_answered_problems_were_not_labelled(run_folder: Path) -> None:
     labelled = {row.problem_id for row in LabelledDataset.open(run_folder / "labels").responses}
-    log = ResumableLog(run_folder / "systems" / "router" / "traces.jsonl")
-    prompts = {tuple(r["trace"]["prompt_ids"]) for r in log}
+    asked = RunFolder(run_folder).answers("quickstart", "router")
+    prompts = {answer.trace.prompt_ids for answer in asked}
+    assert len(prompts) == 2
     answers = ResumableLog(run_folder / RESPONSES)
     seen = {tuple(r["prompt_ids"]) for r in answers if r["problem_id"] in labelled}
     assert not prompts & seen
@@ -78,9 +81,9 @@ def test_answered_problems_were_not_labelled(run_folder: Path) -> None:
 def test_the_table_and_the_page_show_every_system(run_folder: Path) -> None:
     shown = (run_folder / "stdout.txt").read_text()
     page = (run_folder / "report.html").read_text()
-    for row in read_json(run_folder / "summary.json", "summary")["systems"]:
-        assert row["name"].split(",")[0] in shown
-        assert row["name"].split(",")[0] in page
+    for system in RunFolder(run_folder).record().systems:
+        assert system.name in shown
+        assert system.name in page
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 
@@ -106,6 +109,14 @@ def test_stored_features_are_close_to_live_ones(run_folder: Path, real_pair: Pai
 
 def test_a_finished_run_is_only_shown_again(run_folder: Path) -> None:
     command = [sys.executable, "-m", "crossroads", "quickstart", "--out", str(run_folder), *SIZES]
-    before = json.dumps(read_json(run_folder / "summary.json", "summary")["systems"])
+    before = read_json(run_folder / "results.json", "results")["tasks"]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
-    assert json.dumps(read_json(run_folder / "summary.json", "summary")["systems"]) == before
+    assert read_json(run_folder / "results.json", "results")["tasks"] == before
+
+
+def test_the_report_is_drawn_again_without_the_models(run_folder: Path) -> None:
+    page = (run_folder / "report.html").read_bytes()
+    command = [sys.executable, "-m", "crossroads", "report", str(run_folder)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+    assert "entropy~router" in done.stdout
+    assert (run_folder / "report.html").read_bytes() == page

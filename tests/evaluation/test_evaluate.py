@@ -11,7 +11,7 @@ import pytest
 from crossroads.errors import ConfigError, DataError
 from crossroads.evaluation.evaluate import evaluate
 from crossroads.evaluation.folder import RunFolder, slug
-from crossroads.evaluation.results import SystemKind
+from crossroads.evaluation.kinds import SystemKind
 from crossroads.evaluation.summary import TaskResult, summarise
 from crossroads.tasks.evaluation import EvaluationTask
 from crossroads.types import Problem, Role

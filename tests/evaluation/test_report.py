@@ -17,9 +17,9 @@ from crossroads.evaluation import answers_table, report, words
 from crossroads.evaluation.families import families
 from crossroads.evaluation.figure import Point, cost_points, fraction_points, pareto_front
 from crossroads.evaluation.folder import RunFolder, RunRecord, SystemEntry, TaskEntry
+from crossroads.evaluation.kinds import SystemKind
 from crossroads.evaluation.page import visible
 from crossroads.evaluation.report import check_packages, terminal_tables, write_report
-from crossroads.evaluation.results import SystemKind
 from crossroads.evaluation.stored import StoredAnswer
 from crossroads.evaluation.summary import summarise
 from crossroads.evaluation.tables import tables_of

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from crossroads.errors import ConfigError, CrossroadsError
-from crossroads.evaluation.results import SystemKind
+from crossroads.evaluation.kinds import SystemKind
 from crossroads.evaluation.systems import (
     DRAFT_TOKENS,
     default_systems,

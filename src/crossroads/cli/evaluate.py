@@ -117,7 +117,7 @@ def show(folder: RunFolder) -> None:
     from crossroads.evaluation.summary import summarise
 
     results = summarise(folder)
-    page = write_report(folder, results)
+    page = write_report(folder, results, training=folder.training())
     screen = console()
     for table in terminal_tables(results):
         screen.print(table)

@@ -9,15 +9,15 @@ from pathlib import Path
 
 from crossroads.artifacts import ensure_writable, pin_config
 from crossroads.cli.console import RichProgress, console, duration
+from crossroads.cli.evaluate import show
 from crossroads.cli.options import PairOptions
 from crossroads.dataset import LabelledDataset
 from crossroads.errors import ConfigError
 from crossroads.evaluation.evaluate import evaluate
 from crossroads.evaluation.folder import RunFolder
 from crossroads.evaluation.matching import PILOT_ROUNDS
-from crossroads.evaluation.report import check_packages, terminal_tables, write_report
+from crossroads.evaluation.report import check_packages
 from crossroads.evaluation.run import Bench, RunSettings
-from crossroads.evaluation.summary import summarise
 from crossroads.evaluation.systems import parse_systems
 from crossroads.labelling.build import BuildConfig
 from crossroads.labelling.judges import judge_by_name
@@ -187,12 +187,9 @@ def _report(trained: Trained, folder: RunFolder, plan: Plan) -> None:
     """Print the tables and write the page and the numbers."""
     # Curves and histograms have a page of their own in the router's folder.
     shown = ("objective", "target", "rows", "splits", "quality", "provenance", "base_rates")
-    results = summarise(folder)
-    page = write_report(folder, results, training={name: trained.report[name] for name in shown})
+    folder.write_training({name: trained.report[name] for name in shown})
     screen = console()
     rows = trained.report["rows"]
     screen.print(report_table(rows, trained.report["objective"], plan.target_recall))
     screen.print(recalls_table(rows))
-    for table in terminal_tables(results):
-        screen.print(table)
-    screen.print(f"page with every trace: {page}", soft_wrap=True)
+    show(folder)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from crossroads.evaluation.folder import SystemEntry
-from crossroads.evaluation.results import SystemKind
+from crossroads.evaluation.kinds import SystemKind
 
 ALONE = (SystemKind.SMALL, SystemKind.LARGE)
 

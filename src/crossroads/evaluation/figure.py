@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from crossroads.evaluation.families import ALONE, Family
+from crossroads.evaluation.kinds import SystemKind
 from crossroads.evaluation.plots import Drawing, Palette, quiet_axes
-from crossroads.evaluation.results import SystemKind
 from crossroads.evaluation.summary import SystemResult, TaskResult
 from crossroads.evaluation.usage_patterns import Bin, UsagePatterns
 from crossroads.statistics import Interval

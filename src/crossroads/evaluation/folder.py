@@ -4,6 +4,7 @@
     problems/TASK.jsonl        the items of a task, prompts and gold answers included
     answers/TASK/SYSTEM.jsonl  every answer with its trace and its grade
     pieces.json                the bytes of each token id that occurs
+    training.json              how the router was trained, where the run trained it
 
 From these `report` makes results.json, report.html, plots and answers.parquet, without any model.
 """
@@ -20,7 +21,7 @@ from typing import Any
 
 from crossroads.artifacts import ResumableLog, read_json, write_json, write_text
 from crossroads.errors import ConfigError, DataError
-from crossroads.evaluation.results import SystemKind
+from crossroads.evaluation.kinds import SystemKind
 from crossroads.evaluation.stored import StoredAnswer
 from crossroads.tasks.evaluation import Item
 from crossroads.types import Message, Problem
@@ -173,6 +174,18 @@ class RunFolder:
             return {}
         stored = read_json(path, "token texts")
         return {int(i): base64.b64decode(text) for i, text in stored.items()}
+
+    def write_training(self, report: Mapping[str, Any]) -> None:
+        """Keep what the page shows of how the router was trained."""
+        write_json(self.path / "training.json", dict(report))
+
+    def training(self) -> dict[str, Any] | None:
+        """Return what `write_training` kept; None where nothing was."""
+        path = self.path / "training.json"
+        if not path.exists():
+            return None
+        report: dict[str, Any] = read_json(path, "training report")
+        return report
 
     def _items_path(self, task: str) -> Path:
         return self.path / "problems" / f"{slug(task)}.jsonl"

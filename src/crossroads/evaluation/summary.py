@@ -10,8 +10,8 @@ from typing import Any
 from crossroads.decoding.cost import active_parameters
 from crossroads.errors import DataError
 from crossroads.evaluation.folder import RunFolder, RunRecord, SystemEntry, TaskEntry
+from crossroads.evaluation.kinds import SystemKind
 from crossroads.evaluation.ranking import Pair, Ranking, rank
-from crossroads.evaluation.results import SystemKind
 from crossroads.evaluation.statistics import Estimate, average_at_k, pass_at_k
 from crossroads.evaluation.stored import StoredAnswer
 from crossroads.evaluation.trade_off import (

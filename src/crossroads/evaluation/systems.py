@@ -20,7 +20,7 @@ from typing import Any
 
 from crossroads.decoding.oracle import ORACLE_RATIO
 from crossroads.errors import ConfigError
-from crossroads.evaluation.results import SystemKind
+from crossroads.evaluation.kinds import SystemKind
 from crossroads.names import nearest
 from crossroads.routing.choose import HEURISTIC_THRESHOLD, ChosenRouter
 from crossroads.routing.policy import check_threshold

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from crossroads.evaluation.families import ALONE
-from crossroads.evaluation.results import SystemKind
+from crossroads.evaluation.kinds import SystemKind
 from crossroads.evaluation.statistics import Comparison, Estimate
 from crossroads.evaluation.summary import SystemResult, TaskResult
 from crossroads.evaluation.trade_off import Gap
