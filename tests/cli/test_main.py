@@ -166,3 +166,15 @@ def test_help_names_every_verb(capfd: pytest.CaptureFixture[str]) -> None:
     for verb in VERBS:
         assert verb in shown
         assert run([verb, "--help"]) == 0
+
+
+def test_names_with_colons_are_no_emoji(capfd: pytest.CaptureFixture[str]) -> None:
+    from crossroads.cli.console import RichProgress, console
+
+    with RichProgress() as progress:
+        progress.note("[1/2] gsm8k:train: small")
+        progress.start("gsm8k:train: small", 1, "answers")
+    console().print("gsm8k:train: 2 problems", markup=False)
+    out, err = capfd.readouterr()
+    assert out.strip() == "gsm8k:train: 2 problems"
+    assert err.count("gsm8k:train: small") == 2

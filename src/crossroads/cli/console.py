@@ -28,12 +28,12 @@ _ESTIMATE_AFTER_SECONDS = 2.0
 
 def console() -> Console:
     """Return a console on standard output, for results."""
-    return Console(highlight=False, quiet=_follows())
+    return Console(highlight=False, emoji=False, quiet=_follows())
 
 
 def stderr() -> Console:
     """Return a console on standard error, for progress, notes and errors."""
-    return Console(stderr=True, highlight=False, quiet=_follows())
+    return Console(stderr=True, highlight=False, emoji=False, quiet=_follows())
 
 
 def _follows() -> bool:
@@ -105,7 +105,9 @@ class RichProgress:
         self._bar: Progress | None = None
         if self.console.is_terminal:
             self._bar = Progress(
-                TextColumn("{task.description}", table_column=Column(no_wrap=True, ratio=1)),
+                TextColumn(
+                    "{task.description}", markup=False, table_column=Column(no_wrap=True, ratio=1)
+                ),
                 BarColumn(bar_width=16),
                 _Amount(table_column=Column(no_wrap=True)),
                 _Left(table_column=Column(no_wrap=True)),

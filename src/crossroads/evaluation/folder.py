@@ -198,7 +198,7 @@ def _item_line(item: Item) -> str:
 
 def slug(name: str) -> str:
     """Return a file name for a task or a system; different names must not meet in one."""
-    return re.sub(r"[^A-Za-z0-9._@+-]", "-", name)
+    return re.sub(r"[^A-Za-z0-9._@~+-]", "-", name)
 
 
 def check_names(names: Iterable[str], what: str) -> None:
