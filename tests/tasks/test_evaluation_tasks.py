@@ -277,6 +277,8 @@ def human_eval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     text = "".join(json.dumps(row) + "\n" for row in HUMANEVAL)
     (folder / "data" / "HumanEval.jsonl.gz").write_bytes(gzip.compress(text.encode()))
     monkeypatch.syspath_prepend(tmp_path / "site")
+    # The real package may have been imported by another test, and would be found first.
+    monkeypatch.delitem(sys.modules, "human_eval", raising=False)
     return folder
 
 
