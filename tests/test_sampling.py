@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crossroads.errors import RequestError
-from crossroads.sampling import SamplingParams, probabilities, row_generator, sample
+from crossroads.sampling import (
+    SamplingParams,
+    penalise,
+    probabilities,
+    row_generator,
+    sample,
+)
 from crossroads.types import Role
 
 LOGITS = torch.log(torch.tensor([0.5, 0.05, 0.3, 0.15]))
@@ -88,3 +94,52 @@ def test_greedy_draws_nothing() -> None:
 def test_values_out_of_range_are_named(bad: dict[str, float]) -> None:
     with pytest.raises(RequestError, match=next(iter(bad))):
         SamplingParams(**bad)
+
+
+PENALTIES = st.builds(
+    SamplingParams,
+    frequency_penalty=st.floats(-2, 2),
+    presence_penalty=st.floats(-2, 2),
+    repetition_penalty=st.floats(0.5, 2),
+)
+TOKENS = st.lists(st.integers(0, 7), max_size=30)
+
+
+@given(PENALTIES, TOKENS, st.integers(0, 30), st.lists(st.floats(-9, 9), min_size=8, max_size=8))
+def test_penalties_are_what_their_definitions_say(
+    params: SamplingParams, tokens: list[int], prompt: int, logits: list[float]
+) -> None:
+    given_V = torch.tensor(logits, dtype=torch.float64)
+    found_V = penalise(given_V, tokens, prompt, params)
+    assert given_V.tolist() == logits, "the model's own logits are kept"
+    for token, logit in enumerate(logits):
+        expected = logit
+        if token in tokens:
+            rate = params.repetition_penalty
+            expected = logit / rate if logit > 0 else logit * rate
+        if count := tokens[prompt:].count(token):
+            expected -= count * params.frequency_penalty + params.presence_penalty
+        assert float(found_V[token]) == pytest.approx(expected)
+
+
+def test_without_penalties_logits_are_left_alone() -> None:
+    assert penalise(LOGITS, [1, 2], 0, SamplingParams(0.7)) is LOGITS
+
+
+@pytest.mark.parametrize("temperature", [1e-310, 1e-30, 1e300])
+def test_no_temperature_breaks_the_distribution(temperature: float) -> None:
+    found = probabilities(torch.tensor([5.0, 3.0, -1e4]), SamplingParams(temperature))
+    assert float(found.sum()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "range_"),
+    [
+        ("frequency_penalty", 2.1, r"\[-2, 2\]"),
+        ("presence_penalty", float("nan"), r"\[-2, 2\]"),
+        ("repetition_penalty", 0.0, r"\[0.01, 100\]"),
+    ],
+)
+def test_a_penalty_out_of_range_is_refused(field: str, value: float, range_: str) -> None:
+    with pytest.raises(RequestError, match=f"{field} must be in {range_}"):
+        SamplingParams(**{field: value})

@@ -35,3 +35,11 @@ class RequestError(CrossroadsError):
 
 class EngineError(CrossroadsError):
     """An inference engine that is missing or failed while it worked."""
+
+
+class BusyError(EngineError):
+    """An engine with more requests waiting than it takes; the same request may succeed later."""
+
+
+class ClosedError(EngineError):
+    """An engine that takes no requests any more: it is shutting down, or has stopped."""

@@ -8,6 +8,7 @@ distributions are equal (law 1 needs this).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,8 @@ class SamplingParams:
     Filters apply after the temperature, in this order: top_k (0 = off), top_p (1 = off: the
     smallest set of most likely tokens whose probability reaches top_p; Holtzman et al. 2020),
     min_p (0 = off: tokens at least min_p times as likely as the likeliest; Nguyen et al. 2024).
+
+    Penalties apply before all of that, to greedy rows too: see `penalise`.
     """
 
     temperature: float = 0.0
@@ -32,6 +35,9 @@ class SamplingParams:
     top_k: int = 0
     min_p: float = 0.0
     seed: int = 0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse values out of range.
@@ -49,11 +55,29 @@ class SamplingParams:
             raise RequestError(f"min_p must be in [0, 1], got {self.min_p}")
         if self.seed < 0:
             raise RequestError(f"seed must be >= 0, got {self.seed}")
+        for name in ("frequency_penalty", "presence_penalty"):
+            if not -2 <= (value := getattr(self, name)) <= 2:
+                raise RequestError(f"{name} must be in [-2, 2], got {value}")
+        if not 0.01 <= self.repetition_penalty <= 100:
+            raise RequestError(
+                f"repetition_penalty must be in [0.01, 100] (1 = off), "
+                f"got {self.repetition_penalty}"
+            )
 
     @property
     def greedy(self) -> bool:
-        """Whether the likeliest token is always taken; such a row never needs whole logits."""
+        """Whether the likeliest token is always taken, after penalties."""
         return self.temperature == 0
+
+    @property
+    def penalises(self) -> bool:
+        """Whether tokens that are already there count."""
+        return (self.frequency_penalty, self.presence_penalty, self.repetition_penalty) != (0, 0, 1)
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether a token's choice needs the whole distribution, and not its top alone."""
+        return not self.greedy or self.penalises
 
 
 def row_generator(seed: int, role: Role) -> np.random.Generator:
@@ -61,9 +85,33 @@ def row_generator(seed: int, role: Role) -> np.random.Generator:
     return np.random.default_rng([seed, 0 if role is Role.SMALL else 1])
 
 
+def penalise(
+    logits_V: Tensor, tokens: Sequence[int], prompt_length: int, params: SamplingParams
+) -> Tensor:
+    """Return the logits [V] with the penalties for `tokens`, of which the first are the prompt.
+
+    Of a token that was generated n > 0 times, frequency_penalty * n + presence_penalty is taken
+    off (OpenAI's definition). Of one that stands in the prompt or was generated, a positive logit
+    is divided by repetition_penalty and a negative one multiplied (CTRL, arXiv 1909.05858).
+    """
+    if not params.penalises:
+        return logits_V
+    result_V = logits_V.clone()
+    if params.repetition_penalty != 1:
+        ids = torch.tensor(sorted(set(tokens)), dtype=torch.long)
+        there = result_V[ids]
+        rate = params.repetition_penalty
+        result_V[ids] = torch.where(there > 0, there / rate, there * rate)
+    ids_N, counts_N = np.unique(np.asarray(tokens[prompt_length:], np.int64), return_counts=True)
+    penalty_N = params.frequency_penalty * torch.from_numpy(counts_N) + params.presence_penalty
+    result_V[torch.from_numpy(ids_N)] -= penalty_N
+    return result_V
+
+
 def probabilities(logits_V: Tensor, params: SamplingParams) -> Tensor:
     """Return the filtered distribution [V], float64, summing to 1. Temperature must be > 0."""
-    logits_V = logits_V.double() / params.temperature
+    # The best at 0 first: a tiny temperature would make infinities, and their differences nan.
+    logits_V = (logits_V.double() - float(logits_V.max())) / params.temperature
     probabilities_V = torch.softmax(logits_V, dim=-1)
     if params.top_k == 0 and params.top_p == 1 and params.min_p == 0:
         return probabilities_V

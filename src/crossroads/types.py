@@ -107,8 +107,8 @@ class TokenRecord:
     write this one, or to let it stand; 0 if it was not asked here. `cause` says why it was asked.
     `discarded`: small proposals after this position that a revision threw away. `logprob` (nats)
     and `top_logprobs` (id, nats; likeliest first) are of the writer's distribution, before
-    temperature and filters; None unless the request asked for them. `seconds` counts from the
-    start of the row.
+    temperature and filters; None unless the request asked for them. `proposals` are the same of
+    the small model, whoever wrote the token. `seconds` counts from the start of the row.
     """
 
     position: int
@@ -123,6 +123,7 @@ class TokenRecord:
     discarded: int = 0
     logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] | None = None
+    proposals: tuple[tuple[int, float], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,15 +214,20 @@ class Trace:
 
 
 def _record(value: Mapping[str, Any]) -> TokenRecord:
-    cause, tops = value.get("cause"), value.get("top_logprobs")
+    cause = value.get("cause")
     return TokenRecord(
         **{
             **value,
             "writer": Role(value["writer"]),
             "cause": None if cause is None else Cause(cause),
-            "top_logprobs": None if tops is None else tuple((i, p) for i, p in tops),
+            "top_logprobs": _pairs(value.get("top_logprobs")),
+            "proposals": _pairs(value.get("proposals")),
         }
     )
+
+
+def _pairs(value: Any) -> tuple[tuple[int, float], ...] | None:
+    return None if value is None else tuple((token_id, nats) for token_id, nats in value)
 
 
 class Progress(Protocol):

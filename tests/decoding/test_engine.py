@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from crossroads.decoding.engine import Engine
-from crossroads.decoding.mixed import Event, MixedModels
+from crossroads.decoding.mixed import MixedModels
+from crossroads.decoding.reading import Event
 from crossroads.decoding.request import Request
-from crossroads.errors import EngineError, RequestError
+from crossroads.errors import BusyError, ClosedError, EngineError, RequestError
 from crossroads.models.pairs import Pair
 from crossroads.routing.routers.heuristics import entropy
-from crossroads.types import FinishReason
-from laws.pairs import VOCAB, mixed, random_requests, scripted_pair
+from crossroads.types import FinishReason, Role, Trace
+from laws.pairs import VOCAB, alone, mixed, random_requests, scripted_pair
 
 MIDDLE = 0.65
 
@@ -158,3 +159,87 @@ def test_a_trace_says_how_it_ended() -> None:
     trace = asyncio.run(run())[-1].trace
     assert trace is not None
     assert trace.finish_reason in {FinishReason.EOS, FinishReason.LENGTH}
+
+
+def test_a_model_alone_answers_beside_mixed_rows_and_the_other_is_not_asked() -> None:
+    requests = random_requests(6, 4, 0.7)
+    wants = [None, Role.SMALL, Role.LARGE] * 2
+    reference = scripted_pair()
+    expected = {
+        None: mixed(reference, requests, MIDDLE),
+        Role.SMALL: alone(reference, Role.SMALL, requests),
+        Role.LARGE: alone(reference, Role.LARGE, requests),
+    }
+    pair = scripted_pair()
+
+    async def run(overlap: bool) -> Sequence[Trace | None]:
+        async with Engine(models_of(pair), max_rows=4, overlap=overlap) as engine:
+
+            async def one(request: Request, role: Role | None) -> Trace | None:
+                return [e async for e in engine.generate(request, alone=role)][-1].trace
+
+            return await asyncio.gather(*map(one, requests, wants))
+
+    for overlap in (False, True):
+        for i, trace in enumerate(asyncio.run(run(overlap))):
+            assert trace is not None
+            assert trace.token_ids == expected[wants[i]][i].token_ids
+    assert pair.small.alive == pair.large.alive == 0
+
+    async def small_only() -> None:
+        async with Engine(models_of(pair)) as engine:
+            async for _ in engine.generate(requests[0], alone=Role.SMALL):
+                pass
+
+    before = len(pair.large.calls)
+    asyncio.run(small_only())
+    assert len(pair.large.calls) == before
+
+
+def test_a_full_queue_refuses_and_takes_again_once_there_is_room() -> None:
+    pair = endless_pair()
+
+    async def run() -> None:
+        async with Engine(models_of(pair), max_rows=1, max_waiting=1) as engine:
+            first, second = (asyncio.create_task(answer(engine, LONG)) for _ in range(2))
+            await asyncio.sleep(0.05)
+            assert (engine.running, engine.waiting) == (1, 1)
+            with pytest.raises(BusyError, match="1 requests run and 1 wait"):
+                await answer(engine, LONG)
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
+            await asyncio.sleep(0.05)
+            short = random_requests(1, 5)[0]
+            third = asyncio.create_task(answer(engine, short))
+            await asyncio.sleep(0.05)
+            second.cancel()
+            assert (await asyncio.wait_for(third, 30))[-1].trace is not None
+            await asyncio.gather(second, return_exceptions=True)
+            assert (engine.running, engine.waiting) == (0, 0)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("seconds", [30.0, 0.2])
+def test_draining_takes_nothing_new_and_ends_what_runs(seconds: float) -> None:
+    pair = endless_pair()
+    request = LONG if seconds < 1 else dataclasses.replace(LONG, max_tokens=200)
+
+    async def run() -> tuple[list[Any], int]:
+        engine = Engine(models_of(pair), max_rows=1)
+        running = [asyncio.create_task(answer(engine, request)) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        draining = asyncio.create_task(engine.drain(seconds))
+        await asyncio.sleep(0)
+        with pytest.raises(ClosedError, match="shutting down"):
+            await answer(engine, request)
+        return await asyncio.gather(*running, return_exceptions=True), await draining
+
+    ended, cut_off = asyncio.run(run())
+    if seconds > 1:
+        assert cut_off == 0
+        assert all(events[-1].trace is not None for events in ended)
+    else:
+        assert cut_off == 2
+        assert all(isinstance(error, ClosedError) for error in ended)
+    assert pair.small.alive == pair.large.alive == 0

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crossroads.decoding.mixed import Event, MixedLoop, MixedModels, generate
+from crossroads.decoding.mixed import MixedLoop, MixedModels, generate
+from crossroads.decoding.reading import Event
 from crossroads.decoding.request import Request
 from crossroads.errors import EngineError
 from crossroads.models.pairs import Pair

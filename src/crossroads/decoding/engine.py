@@ -1,4 +1,4 @@
-"""Generation for asyncio: requests that come and go, one mixed loop on a thread of its own.
+"""Generation for asyncio: requests that come and go, one loop over a pair on a thread of its own.
 
 The command line and the server both read tokens from `Engine.generate`.
 """
@@ -6,32 +6,72 @@ The command line and the server both read tokens from `Engine.generate`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import threading
+import time
 from collections import deque
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from types import TracebackType
 
-from crossroads.decoding.mixed import Event, MixedLoop, MixedModels
+from crossroads.decoding.mixed import MixedLoop, MixedModels
+from crossroads.decoding.reading import Event, checked
 from crossroads.decoding.request import Request, check_request
-from crossroads.errors import CrossroadsError, EngineError
+from crossroads.decoding.single import SingleLoop
+from crossroads.errors import BusyError, ClosedError, CrossroadsError
+from crossroads.types import ModelInfo, Role
+
+_LOOK_AGAIN = 0.05  # seconds between two looks at whether a draining engine is empty
+
+
+News = Event | CrossroadsError
+"""What a request hears: its tokens, or what went wrong, which is the last thing it hears."""
 
 
 @dataclass(eq=False, slots=True)
 class _Ticket:
-    """A request on its way: where its events go, and its row once it has joined."""
+    """A request on its way: who hears of it, and its row once it has joined a loop."""
 
     request: Request
+    alone: Role | None
+    hear: Callable[[News], None]
     home: asyncio.AbstractEventLoop
-    events: asyncio.Queue[Event | CrossroadsError] = field(default_factory=asyncio.Queue)
     row: int | None = None
     left: bool = False
 
-    def tell(self, item: Event | CrossroadsError) -> None:
-        """Hand an event over to the request's own event loop, unless that is gone."""
-        if not self.left and not self.home.is_closed():
-            self.home.call_soon_threadsafe(self.events.put_nowait, item)
+    def tell(self, item: News) -> None:
+        """Hand news over on the request's own event loop, unless that is gone."""
+        if not self.left:
+            # The loop may close between any check and the call.
+            with contextlib.suppress(RuntimeError):
+                self.home.call_soon_threadsafe(self.hear, item)
+
+
+class Submission:
+    """A request that an engine has accepted."""
+
+    def __init__(self, ticket: _Ticket, inbox: queue.SimpleQueue[_Ticket | None]) -> None:
+        """Belong to a ticket, known to the engine that reads the inbox."""
+        self._ticket = ticket
+        self._inbox = inbox
+
+    def leave(self) -> None:
+        """Stop listening: what still runs of it is cancelled at once. Twice is harmless."""
+        if not self._ticket.left:
+            self._ticket.left = True
+            self._inbox.put(self._ticket)
+
+
+def heard(news: News) -> Event:
+    """Return an event that brings a token.
+
+    Raises:
+        CrossroadsError: the news is an error.
+    """
+    if isinstance(news, CrossroadsError):
+        raise news
+    return checked(news)
 
 
 class Engine:
@@ -41,15 +81,34 @@ class Engine:
     when its iterator is closed or its task is cancelled. No row's tokens depend on the others.
     """
 
-    def __init__(self, models: MixedModels, *, max_rows: int = 8, overlap: bool = False) -> None:
-        """Start the thread. max_rows: requests that run at once; the others wait their turn."""
+    def __init__(
+        self,
+        models: MixedModels,
+        *,
+        max_rows: int = 8,
+        max_waiting: int | None = None,
+        overlap: bool = False,
+    ) -> None:
+        """Start the thread.
+
+        max_rows: requests that run at once; the others wait their turn. max_waiting: how many may
+        wait; None: all. overlap: see `MixedLoop`.
+        """
         self._models = models
-        self._max_rows = max_rows
-        self._loop = MixedLoop(models, overlap=overlap)
+        sizes = (models.small.info.max_rows, models.large.info.max_rows)
+        self._max_rows = min(max_rows, *sizes)
+        self._max_waiting = max_waiting
+        self._mixed = MixedLoop(models, overlap=overlap)
+        self._loops: dict[Role | None, MixedLoop | SingleLoop] = {
+            None: self._mixed,
+            Role.SMALL: SingleLoop(models.small, Role.SMALL, models.tokenizer),
+            Role.LARGE: SingleLoop(models.large, Role.LARGE, models.tokenizer),
+        }
         self._inbox: queue.SimpleQueue[_Ticket | None] = queue.SimpleQueue()
         self._waiting: deque[_Ticket] = deque()
-        self._running: dict[int, _Ticket] = {}
-        self._closed: EngineError | None = None
+        self._rows: dict[tuple[Role | None, int], _Ticket] = {}
+        self._open: set[_Ticket] = set()  # accepted and not yet ended, whoever waits for them
+        self._closed: ClosedError | None = None
         self._thread = threading.Thread(target=self._serve, name="crossroads", daemon=True)
         self._thread.start()
 
@@ -58,33 +117,97 @@ class Engine:
         """What it generates with."""
         return self._models
 
-    async def generate(self, request: Request) -> AsyncIterator[Event]:
+    @property
+    def max_rows(self) -> int:
+        """Requests that run at once."""
+        return self._max_rows
+
+    @property
+    def running(self) -> int:
+        """Requests that are generating."""
+        return len(self._rows)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a row."""
+        return max(0, len(self._open) - len(self._rows))
+
+    def rows_of(self, role: Role) -> int:
+        """Return how many of the running requests have a cache of this model."""
+        return sum(alone in (None, role) for alone, _ in list(self._rows))
+
+    @property
+    def closed(self) -> ClosedError | None:
+        """Why no request is taken any more; None while they are."""
+        return self._closed
+
+    async def generate(
+        self, request: Request, *, alone: Role | None = None
+    ) -> AsyncIterator[Event]:
         """Yield the request's tokens as they become certain; the last one brings the trace.
 
-        Closing the iterator cancels the request.
+        Closing the iterator cancels the request. alone: let this model answer by itself, as fast
+        as it can; the other is not asked and the request's routing means nothing.
 
         Raises:
             RequestError: the request cannot be served; nothing was started.
-            EngineError: a model failed at this row, or the engine is closed.
+            BusyError: too many wait already; nothing was started.
+            ClosedError: the engine is closed or was while this request ran.
+            EngineError: a model failed at this row.
         """
-        check_request(request, [self._models.small.info, self._models.large.info])
-        ticket = _Ticket(request, asyncio.get_running_loop())
-        self._inbox.put(ticket)
-        if self._closed is not None:  # looked at last: the thread reads its mail after it says so
-            raise self._closed
+        news: asyncio.Queue[News] = asyncio.Queue()
+        submission = self.submit(request, news.put_nowait, alone=alone)
         try:
             while True:
-                item = await ticket.events.get()
-                if isinstance(item, CrossroadsError):
-                    raise item
-                if item.error is not None:
-                    raise EngineError(item.error)
-                yield item
-                if item.trace is not None:
+                event = heard(await news.get())
+                yield event
+                if event.trace is not None:
                     return
         finally:
+            submission.leave()
+
+    def submit(
+        self, request: Request, hear: Callable[[News], None], *, alone: Role | None = None
+    ) -> Submission:
+        """Accept a request; `hear` is called on this event loop with each of its news.
+
+        The last news brings the trace, or is an error. Whoever submits has to `leave` in the end.
+
+        Raises:
+            RequestError, BusyError, ClosedError: as `generate`; nothing was started.
+        """
+        check_request(request, self._infos(alone))
+        if self._max_waiting is not None and len(self._open) >= self._max_rows + self._max_waiting:
+            raise BusyError(
+                f"{self.running} requests run and {self.waiting} wait, which is all that this "
+                "server takes; try again later"
+            )
+        ticket = _Ticket(request, alone, hear, asyncio.get_running_loop())
+        self._open.add(ticket)
+        self._inbox.put(ticket)
+        if self._closed is not None:  # looked at last: the thread says so before its last look
             ticket.left = True
-            self._inbox.put(ticket)
+            self._open.discard(ticket)
+            raise self._closed
+        return Submission(ticket, self._inbox)
+
+    def _infos(self, alone: Role | None) -> list[ModelInfo]:
+        models = {Role.SMALL: self._models.small, Role.LARGE: self._models.large}
+        return [model.info for role, model in models.items() if alone in (None, role)]
+
+    async def drain(self, seconds: float) -> int:
+        """Take no more requests, let those that are here end for so long, then close.
+
+        Returns how many were cut off.
+        """
+        if self._closed is None:
+            self._closed = ClosedError("the server is shutting down; send the request elsewhere")
+        end = time.monotonic() + seconds
+        while self._open and time.monotonic() < end and self._thread.is_alive():
+            await asyncio.sleep(_LOOK_AGAIN)
+        cut_off = len(self._open)
+        await self.close()
+        return cut_off
 
     async def close(self) -> None:
         """Cancel what is running and end the thread. Twice is harmless."""
@@ -107,20 +230,22 @@ class Engine:
     # The thread
 
     def _serve(self) -> None:
-        reason = EngineError("the engine was closed")
+        reason = ClosedError("the engine was closed")
         try:
             while self._take_mail():
                 self._admit()
-                for event in self._loop.step():
-                    self._deliver(event)
+                self._step()
         except Exception as error:  # noqa: BLE001  a thread that died in silence would hang them all
-            reason = EngineError(f"the engine stopped: {error}")
+            reason = ClosedError(f"the engine stopped: {error}")
         self._closed = reason
         while not self._inbox.empty():
             self._waiting.extend(filter(None, [self._inbox.get()]))
-        for ticket in (*self._waiting, *self._running.values()):
+        for ticket in (*self._waiting, *self._rows.values()):
             ticket.tell(reason)
-        self._loop.close()
+        self._rows.clear()
+        self._open.clear()
+        for loop in self._loops.values():
+            loop.close()
 
     def _take_mail(self) -> bool:
         """Take new requests and cancellations, and wait for one where nothing else is to be done.
@@ -129,32 +254,49 @@ class Engine:
         """
         while True:
             try:
-                ticket = self._inbox.get(block=not (self._loop.active or self._waiting))
+                ticket = self._inbox.get(block=not (self._rows or self._waiting))
             except queue.Empty:
                 return True
             if ticket is None:
                 return False
             if not ticket.left:
                 self._waiting.append(ticket)
-            elif ticket.row is not None and self._running.pop(ticket.row, None) is not None:
-                self._loop.cancel(ticket.row)
+            else:
+                self._forget(ticket)
+
+    def _forget(self, ticket: _Ticket) -> None:
+        """Take a request out whose caller has gone; nothing to do if it has ended."""
+        self._open.discard(ticket)
+        if ticket.row is not None and self._rows.pop((ticket.alone, ticket.row), None) is not None:
+            self._loops[ticket.alone].cancel(ticket.row)
 
     def _admit(self) -> None:
-        while self._waiting and self._loop.active < self._max_rows and self._loop.room > 0:
+        while self._waiting and len(self._rows) < self._max_rows:
             ticket = self._waiting.popleft()
             if ticket.left:
                 continue
             try:
-                ticket.row = self._loop.add(ticket.request)
+                ticket.row = self._loops[ticket.alone].add(ticket.request)
             except CrossroadsError as error:
+                self._open.discard(ticket)
                 ticket.tell(error)
             else:
-                self._running[ticket.row] = ticket
+                self._rows[ticket.alone, ticket.row] = ticket
 
-    def _deliver(self, event: Event) -> None:
-        ticket = self._running.get(event.row)
+    def _step(self) -> None:
+        for alone, loop in self._loops.items():
+            if not loop.active:
+                continue
+            if alone is Role.LARGE:
+                self._mixed.wait()  # one reader at a time
+            for event in loop.step():
+                self._deliver(alone, event)
+
+    def _deliver(self, alone: Role | None, event: Event) -> None:
+        ticket = self._rows.get((alone, event.row))
         if ticket is None:
             return
         if event.trace is not None:
-            del self._running[event.row]
+            del self._rows[alone, event.row]
+            self._open.discard(ticket)
         ticket.tell(event)

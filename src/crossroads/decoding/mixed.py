@@ -17,11 +17,11 @@ from dataclasses import dataclass
 
 import torch
 
+from crossroads.decoding.reading import Event, Failure, Read, checked, read_rows
 from crossroads.decoding.request import Request
 from crossroads.decoding.revision import needs_logits, top_k
 from crossroads.decoding.row import Proposal, Row
-from crossroads.errors import EngineError
-from crossroads.models.base import CausalLM, KVCache, StepOutput, Tokenizer, Want
+from crossroads.models.base import CausalLM, Tokenizer, Want
 from crossroads.routing.features import (
     TOP_K,
     FeatureInputs,
@@ -31,7 +31,7 @@ from crossroads.routing.features import (
     needs_history,
 )
 from crossroads.routing.routers.base import Router
-from crossroads.types import FinishReason, TokenRecord, Trace
+from crossroads.types import FinishReason, Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,34 +43,6 @@ class MixedModels:
     router: Router
     tokenizer: Tokenizer
     threshold: float
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One token of one row; `trace` comes with the row's last token.
-
-    A row that fails ends with an event without a token that carries `error`, one sentence.
-    """
-
-    row: int
-    record: TokenRecord | None
-    trace: Trace | None = None
-    error: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """Rows that a model read together, its output, and how many tokens of each it read."""
-
-    rows: Sequence[Row]
-    output: StepOutput
-    lags: Sequence[int]
-
-
-@dataclass(frozen=True, slots=True)
-class _Failure:
-    row: Row
-    error: EngineError
 
 
 class MixedLoop:
@@ -92,7 +64,7 @@ class MixedLoop:
         self._embed = models.small.embed if needs_embedding(inputs) else None
         self._looks_back = needs_history(inputs)
         self._helper = ThreadPoolExecutor(1, "large") if overlap else None
-        self._flight: Future[list[_Read | _Failure]] | None = None
+        self._flight: Future[list[Read[Row] | Failure[Row]]] | None = None
 
     @property
     def active(self) -> int:
@@ -127,7 +99,7 @@ class MixedLoop:
         """Take a row out at once and return what is certain of it; other rows do not notice."""
         row = self._rows[index]
         if row.waits:
-            self._wait()  # its cache may be being read
+            self.wait()  # its cache may be being read
         del self._rows[index]
         row.leave(FinishReason.CANCELLED)
         return row.trace()
@@ -162,11 +134,11 @@ class MixedLoop:
         if not rows:
             return []
         events: list[Event] = []
-        logits = any(not row.request.sampling.greedy for row in rows)
+        logits = any(row.request.sampling.needs_logits for row in rows)
         want = Want(top_k=TOP_K, hidden=self._wants_hidden, logits=logits)
         tokens = [row.unread(row.small) for row in rows]
-        for read in _read(self.models.small, rows, [row.small for row in rows], tokens, want):
-            if isinstance(read, _Failure):
+        for read in read_rows(self.models.small, rows, [row.small for row in rows], tokens, want):
+            if isinstance(read, Failure):
                 events.append(self._drop(read))
                 continue
             proposals = [row.propose(read.output.row(i)) for i, row in enumerate(read.rows)]
@@ -178,7 +150,7 @@ class MixedLoop:
                 events += self._tell(row)
         return events
 
-    def _score(self, read: _Read, proposals: Sequence[Proposal]) -> list[float]:
+    def _score(self, read: Read[Row], proposals: Sequence[Proposal]) -> list[float]:
         histories = [row.history.tensor() for row in read.rows if row.history is not None]
         inputs = FeatureInputs(
             step=read.output,
@@ -201,14 +173,17 @@ class MixedLoop:
             top_k=max(top_k(row.request) for row in rows),
             logits=any(needs_logits(row.request) for row in rows),
         )
-        work = (self.models.large, rows, [row.large for row in rows],
-                [row.to_read for row in rows], want)  # fmt: skip
+        caches, lags = [row.large for row in rows], [row.to_read for row in rows]
+
+        def read() -> list[Read[Row] | Failure[Row]]:
+            return read_rows(self.models.large, rows, caches, lags, want)
+
         if self._helper is None:
-            answers = _read(*work)
+            answers = read()  # first: a future that nothing completes would be waited for
             self._flight = Future()
             self._flight.set_result(answers)
         else:
-            self._flight = self._helper.submit(_read, *work)
+            self._flight = self._helper.submit(read)
 
     def _land(self) -> list[Event]:
         """Give the rows what the large model answered."""
@@ -216,7 +191,7 @@ class MixedLoop:
         reads, self._flight = self._flight.result(), None
         events: list[Event] = []
         for read in reads:
-            if isinstance(read, _Failure):
+            if isinstance(read, Failure):
                 if read.row.waits:
                     events.append(self._drop(read))
                 continue
@@ -227,7 +202,8 @@ class MixedLoop:
                 events += self._tell(row)
         return events
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Wait until the large model has read what it is reading, if it reads beside us."""
         if self._flight is not None:
             self._flight.exception()
 
@@ -240,35 +216,11 @@ class MixedLoop:
             events[-1] = Event(row.index, events[-1].record, row.trace())
         return events
 
-    def _drop(self, failure: _Failure) -> Event:
+    def _drop(self, failure: Failure[Row]) -> Event:
         row = failure.row
         del self._rows[row.index]
         row.leave(FinishReason.ERROR)
         return Event(row.index, None, row.trace(), str(failure.error))
-
-
-def _read(
-    model: CausalLM,
-    rows: Sequence[Row],
-    caches: Sequence[KVCache],
-    tokens: Sequence[Sequence[int]],
-    want: Want,
-) -> list[_Read | _Failure]:
-    """Extend rows together; if the engine fails at that, row by row, so that the others go on."""
-    try:
-        lags = [len(part) for part in tokens]
-        return [_Read(rows, model.extend(caches, tokens, want), lags)]
-    except EngineError as error:
-        if len(rows) == 1:
-            return [_Failure(rows[0], error)]
-    counts = want.counts(tokens)
-    return [
-        found
-        for row, cache, part, count in zip(rows, caches, tokens, counts, strict=True)
-        for found in _read(
-            model, [row], [cache], [part], Want((count,), want.top_k, want.hidden, want.logits)
-        )
-    ]
 
 
 def stream(models: MixedModels, request: Request) -> Iterator[Event]:
@@ -282,7 +234,7 @@ def stream(models: MixedModels, request: Request) -> Iterator[Event]:
     try:
         while loop.active:
             for event in loop.step():
-                yield _checked(event)
+                yield checked(event)
     finally:
         loop.close()
 
@@ -312,16 +264,10 @@ def generate(
                 number, request = waiting.pop()
                 number_of[loop.add(request)] = number
             for event in loop.step():
-                _checked(event)
+                checked(event)
                 if on_token is not None:
                     on_token(len(number_of))
                 if event.trace is not None:
                     yield number_of.pop(event.row), event.trace
     finally:
         loop.close()
-
-
-def _checked(event: Event) -> Event:
-    if event.error is not None:
-        raise EngineError(event.error)
-    return event

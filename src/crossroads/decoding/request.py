@@ -22,11 +22,14 @@ class Request:
 
     policy: how scores become decisions. max_lag: how many tokens in a row the small model may
     write before the large one is asked in any case; None: as many as it likes. large_budget: how
-    many tokens the large model may write; afterwards it is not asked again. revise_below: when
+    many tokens the large model may write; afterwards it is not asked again. max_large_fraction:
+    its share of the tokens never passes this, at any token; until then the small model goes on
+    alone. revise_below: when
     asked, the large model takes back the first small token that it had not seen and to which it
     gives less than this probability. lossless: it takes tokens back so that the output is
     distributed as its own. logprobs: with each token its writer's log-probability of it, and of
-    this many of the likeliest tokens; None: neither.
+    this many of the likeliest tokens; None: neither. proposals: with each token so many of the
+    small model's likeliest ones there; None: none.
     """
 
     prompt_ids: tuple[int, ...]
@@ -42,6 +45,8 @@ class Request:
     revise_below: float = 0.0
     lossless: bool = False
     logprobs: int | None = None
+    max_large_fraction: float | None = None
+    proposals: int | None = None
 
     @property
     def revises(self) -> bool:
@@ -58,7 +63,7 @@ def check_request(request: Request, models: Sequence[ModelInfo]) -> None:
     if not request.prompt_ids:
         raise RequestError("the prompt is empty; give at least one token")
     _check_count("max_tokens", request.max_tokens, 1)
-    for name in ("max_lag", "large_budget", "logprobs"):
+    for name in ("max_lag", "large_budget", "logprobs", "proposals"):
         if (value := getattr(request, name)) is not None:
             _check_count(name, value, 0)
     _check_stops(request)
@@ -80,8 +85,8 @@ def check_request(request: Request, models: Sequence[ModelInfo]) -> None:
 def _check_count(name: str, value: object, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise RequestError(f"{name} must be a whole number >= {least}, got {value!r}")
-    if name == "logprobs" and value > MOST_LOGPROBS:
-        raise RequestError(f"logprobs must be at most {MOST_LOGPROBS}, got {value}")
+    if name in ("logprobs", "proposals") and value > MOST_LOGPROBS:
+        raise RequestError(f"{name} must be at most {MOST_LOGPROBS}, got {value}")
 
 
 def _check_stops(request: Request) -> None:
@@ -94,16 +99,24 @@ def _check_stops(request: Request) -> None:
 
 
 def _check_revision(request: Request) -> None:
-    value = request.revise_below
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise RequestError(f"revise_below must be a probability in [0, 1], got {value!r}")
-    if request.lossless and value > 0:
+    _check_share("revise_below", request.revise_below, "a probability")
+    if request.max_large_fraction is not None:
+        _check_share("max_large_fraction", request.max_large_fraction, "a share")
+    if not request.lossless:
+        return
+    if request.revise_below > 0:
         raise RequestError("lossless has a rule of its own; leave revise_below out")
-    if request.lossless and request.large_budget is not None:
-        raise RequestError(
-            "lossless cannot keep a large_budget: every token needs the large model's look; "
-            "leave one of the two out"
-        )
+    for name in ("large_budget", "max_large_fraction"):
+        if getattr(request, name) is not None:
+            raise RequestError(
+                f"lossless cannot keep a {name}: every token needs the large model's look; "
+                "leave one of the two out"
+            )
+
+
+def _check_share(name: str, value: object, what: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise RequestError(f"{name} must be {what} in [0, 1], got {value!r}")
 
 
 class RowText:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from crossroads.decoding.candidates import Candidates, candidates
 from crossroads.decoding.request import Request
 from crossroads.models.base import StepOutput
 from crossroads.sampling import draw, probabilities
@@ -45,27 +46,36 @@ class Refusal:
 
 
 def check(
-    drawn: Sequence[Drawn], output: StepOutput, request: Request, generator: np.random.Generator
+    drawn: Sequence[Drawn],
+    output: StepOutput,
+    request: Request,
+    generator: np.random.Generator,
+    before: Sequence[int],
 ) -> Refusal | None:
     """Return what the large model takes back of some tokens; None if all of them stay.
 
     output: the large model's, at least one position per token, in order.
+    before: the row's tokens up to the first of them, prompt included.
     Effects: sampled rows draw one number per lossless check and one per replacement.
     """
+    tokens = list(before)
     for place, token in enumerate(drawn):
-        instead = (
-            _lossless(token, output, place, request, generator)
-            if request.lossless
-            else _lossy(token.token_id, output, place, request, generator)
-        )
+        own = candidates(output, place, request.sampling, tokens, len(request.prompt_ids))
+        if request.lossless:
+            instead = _lossless(token, own, request, generator)
+        elif probability(output, place, token.token_id) < request.revise_below:
+            instead = _instead(token.token_id, own, request, generator)
+        else:
+            instead = None
         if instead is not None:
             return Refusal(place, instead)
+        tokens.append(token.token_id)
     return None
 
 
 def needs_logits(request: Request) -> bool:
     """Whether the large model's whole distribution is read, not just its top."""
-    return not request.sampling.greedy or (not request.lossless and top_k(request) > _MOST_TOP)
+    return request.sampling.needs_logits or (not request.lossless and top_k(request) > _MOST_TOP)
 
 
 def top_k(request: Request) -> int:
@@ -80,36 +90,24 @@ def top_k(request: Request) -> int:
     return wanted
 
 
-def _lossy(
-    token_id: int,
-    output: StepOutput,
-    place: int,
-    request: Request,
-    generator: np.random.Generator,
+def _instead(
+    token_id: int, own: Candidates, request: Request, generator: np.random.Generator
 ) -> int | None:
-    if probability(output, place, token_id) >= request.revise_below:
-        return None
-    best = int(output.top_ids_NK[place, 0])
     if request.sampling.greedy:
         # What the large model itself would write there is no mistake, however doubtful it is.
-        return None if best == token_id else best
-    assert output.logits_NV is not None
-    return draw(probabilities(output.logits_NV[place], request.sampling), generator)
+        return None if own.best_id == token_id else own.best_id
+    assert own.logits_V is not None
+    return draw(probabilities(own.logits_V, request.sampling), generator)
 
 
 def _lossless(
-    token: Drawn,
-    output: StepOutput,
-    place: int,
-    request: Request,
-    generator: np.random.Generator,
+    token: Drawn, own: Candidates, request: Request, generator: np.random.Generator
 ) -> int | None:
     if request.sampling.greedy:
-        best = int(output.top_ids_NK[place, 0])
-        return None if best == token.token_id else best
-    assert output.logits_NV is not None
+        return None if own.best_id == token.token_id else own.best_id
+    assert own.logits_V is not None
     assert token.from_V is not None
-    own_V = probabilities(output.logits_NV[place], request.sampling)
+    own_V = probabilities(own.logits_V, request.sampling)
     drawn_V = token.from_V.double()
     if generator.random() * float(drawn_V[token.token_id]) < float(own_V[token.token_id]):
         return None
@@ -121,6 +119,14 @@ def _lossless(
 def probability(output: StepOutput, place: int, token_id: int) -> float:
     """Return a token's probability; 0 if it is below everything that `output` holds."""
     return math.exp(logprob(output, place, token_id))
+
+
+def tops(output: StepOutput, place: int, count: int) -> tuple[tuple[int, float], ...]:
+    """Return the likeliest tokens (id, log-probability in nats), likeliest first."""
+    total = float(output.logsumexp_N[place])
+    ids = output.top_ids_NK[place, :count].tolist()
+    logits = output.top_logits_NK[place, :count].tolist()
+    return tuple((i, logit - total) for i, logit in zip(ids, logits, strict=True))
 
 
 def logprob(output: StepOutput, place: int, token_id: int) -> float:

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from crossroads.decoding.candidates import Candidates, candidates
 from crossroads.decoding.request import Request, RowState
-from crossroads.decoding.revision import Drawn, Refusal, check, logprob
+from crossroads.decoding.revision import Drawn, Refusal, check, logprob, tops
 from crossroads.models.base import CausalLM, KVCache, StepOutput, Tokenizer
 from crossroads.routing.history import RowHistory, surprise
 from crossroads.routing.policy import check_threshold, decide
@@ -135,12 +136,12 @@ class Row:
         Effects: a sampled row draws one number.
         """
         sampling, generator = self.request.sampling, self._generators[Role.SMALL]
-        best = int(output.top_ids_NK[0, 0])
-        logits_V = None if output.logits_NV is None else output.logits_NV[0]
+        own = self._candidates(output, 0)
         if sampling.greedy or not self.request.lossless:
-            return Proposal(Drawn(sample(best, logits_V, sampling, generator)), output)
-        assert logits_V is not None
-        from_V = probabilities(logits_V, sampling)
+            token_id = sample(own.best_id, own.logits_V, sampling, generator)
+            return Proposal(Drawn(token_id), output)
+        assert own.logits_V is not None
+        from_V = probabilities(own.logits_V, sampling)
         return Proposal(Drawn(draw(from_V, generator), from_V), output)
 
     def consider(self, proposal: Proposal, score: float, entropy: float) -> None:
@@ -148,6 +149,7 @@ class Row:
 
         Effects: a row that ends with tokens that the large model has to see first waits, too.
         """
+        revisable = self.request.revises and not self._large_is_spent
         cause = self._cause(score)
         scored = _Scored(proposal, score, entropy, self._policy_state)
         if cause is not None:
@@ -155,7 +157,7 @@ class Row:
             return
         self._write(scored, _small_token(scored))
         self._alone += 1
-        if self.request.revises and not self._budget_is_spent:
+        if revisable:
             self._unseen.append(scored)
             if self.state.finish_reason is not None:
                 self._ask = _Ask(Cause.FINAL, None)
@@ -163,7 +165,7 @@ class Row:
     def _cause(self, score: float) -> Cause | None:
         decision = decide(self.request.policy, self._policy_state, score, self.threshold)
         self._policy_state = decision.state
-        if self._budget_is_spent:
+        if self._large_is_spent:
             return None
         if decision.to_large:
             return Cause.ROUTER
@@ -171,9 +173,14 @@ class Row:
         return Cause.MAX_LAG if limit is not None and self._alone >= limit else None
 
     @property
-    def _budget_is_spent(self) -> bool:
-        budget = self.request.large_budget
-        return budget is not None and self._by_large >= budget
+    def _large_is_spent(self) -> bool:
+        """Whether a token of the large model's would break the request's limits."""
+        budget, share = self.request.large_budget, self.request.max_large_fraction
+        if budget is not None and self._by_large >= budget:
+            return True
+        # A revision may cut the row back to what is certain and write there: the worst case.
+        certain = len(self.state.records) - len(self._unseen)
+        return share is not None and (self._by_large + 1) / (certain + 1) > share
 
     # The large model's turn
 
@@ -207,7 +214,10 @@ class Row:
 
     def _refusal(self, unseen: Sequence[_Scored], ask: _Ask, output: StepOutput) -> Refusal | None:
         drawn = [scored.proposal.drawn for scored in unseen]
-        return check(drawn, output, self.request, self._generators[Role.LARGE]) if drawn else None
+        if not drawn:
+            return None
+        before = self.state.tokens[: len(self.state.tokens) - len(drawn)]
+        return check(drawn, output, self.request, self._generators[Role.LARGE], before)
 
     def _take_back(
         self,
@@ -239,14 +249,18 @@ class Row:
         part = output.slice(place, place + 1)
         if request.lossless:
             # Drawing from the large model here would favour tokens that the router lets pass.
-            refusal = check([about.proposal.drawn], part, request, generator)
+            drawn = [about.proposal.drawn]
+            refusal = check(drawn, part, request, generator, self.state.tokens)
             if refusal is None:
                 return _small_token(about)
             return _Token(refusal.token_id, Role.LARGE, output, place)
-        logits_V = None if part.logits_NV is None else part.logits_NV[0]
-        best = int(part.top_ids_NK[0, 0])
-        token_id = sample(best, logits_V, request.sampling, generator)
+        own = self._candidates(part, 0)
+        token_id = sample(own.best_id, own.logits_V, request.sampling, generator)
         return _Token(token_id, Role.LARGE, output, place)
+
+    def _candidates(self, output: StepOutput, place: int) -> Candidates:
+        prompt_length = len(self.request.prompt_ids)
+        return candidates(output, place, self.request.sampling, self.state.tokens, prompt_length)
 
     # Both
 
@@ -264,7 +278,7 @@ class Row:
             seen = scored.proposal.output
             value = float(surprise(seen, seen.top_ids_NK.new_tensor([token.token_id]))[0])
             self.history.append(scored.entropy, value)
-        count = self.request.logprobs
+        count, proposals = self.request.logprobs, self.request.proposals
         self.state.append(
             TokenRecord(
                 position=len(self.state.records),
@@ -278,7 +292,8 @@ class Row:
                 cause=cause,
                 discarded=discarded,
                 logprob=None if count is None else token.logprob,
-                top_logprobs=None if count is None else token.tops(count),
+                top_logprobs=None if count is None else tops(token.output, token.place, count),
+                proposals=None if proposals is None else tops(scored.proposal.output, 0, proposals),
             )
         )
 
@@ -295,12 +310,6 @@ class _Token:
     @property
     def logprob(self) -> float:
         return logprob(self.output, self.place, self.token_id)
-
-    def tops(self, count: int) -> tuple[tuple[int, float], ...]:
-        total = float(self.output.logsumexp_N[self.place])
-        ids = self.output.top_ids_NK[self.place, :count].tolist()
-        logits = self.output.top_logits_NK[self.place, :count].tolist()
-        return tuple((i, logit - total) for i, logit in zip(ids, logits, strict=True))
 
 
 def _small_token(scored: _Scored) -> _Token:

@@ -6,13 +6,122 @@ Written apart from the mixed loop on purpose: law 1 compares the two.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from crossroads.decoding.candidates import candidates
+from crossroads.decoding.reading import Event, Failure, Read, checked, read_rows
 from crossroads.decoding.request import Request, RowState
-from crossroads.models.base import CausalLM, KVCache, Tokenizer, Want
+from crossroads.decoding.revision import logprob, tops
+from crossroads.models.base import CausalLM, KVCache, StepOutput, Tokenizer, Want
 from crossroads.sampling import row_generator, sample
-from crossroads.types import Role, TokenRecord, Trace
+from crossroads.types import FinishReason, Role, TokenRecord, Trace
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    index: int
+    state: RowState
+    cache: KVCache
+    generator: np.random.Generator
+
+
+class SingleLoop:
+    """Rows of one model that come and go; `step` takes each of them on by a token.
+
+    A request's threshold, policy and limits on the large model mean nothing here.
+    """
+
+    def __init__(self, model: CausalLM, role: Role, tokenizer: Tokenizer) -> None:
+        """Start without rows.
+
+        role: chooses the random stream, so that a row sampled here equals the mixed loop's at its
+        end of the threshold.
+        """
+        self._model = model
+        self._role = role
+        self._tokenizer = tokenizer
+        self._rows: dict[int, _Row] = {}
+        self._next_index = 0
+
+    @property
+    def active(self) -> int:
+        """Rows that are generating."""
+        return len(self._rows)
+
+    def add(self, request: Request) -> int:
+        """Let a request join; return its row number.
+
+        Raises:
+            RequestError: the request cannot be served. EngineError: no room.
+        """
+        state = RowState(request, [self._model.info], self._tokenizer)
+        generator = row_generator(request.sampling.seed, self._role)
+        row = _Row(self._next_index, state, self._model.new_cache(), generator)
+        self._rows[row.index] = row
+        self._next_index += 1
+        return row.index
+
+    def cancel(self, index: int) -> Trace:
+        """Take a row out at once and return what there is of it; other rows do not notice."""
+        return self._leave(self._rows[index], FinishReason.CANCELLED)
+
+    def close(self) -> None:
+        """Cancel every row."""
+        for index in list(self._rows):
+            self.cancel(index)
+
+    def step(self) -> list[Event]:
+        """Take every row on by a token. Finished rows leave and free their caches."""
+        rows = list(self._rows.values())
+        if not rows:
+            return []
+        want = Want(
+            top_k=max(row.state.request.logprobs or 1 for row in rows),
+            logits=any(row.state.request.sampling.needs_logits for row in rows),
+        )
+        lags = [row.state.tokens[row.cache.length :] for row in rows]
+        events: list[Event] = []
+        for read in read_rows(self._model, rows, [row.cache for row in rows], lags, want):
+            if isinstance(read, Failure):
+                trace = self._leave(read.row, FinishReason.ERROR)
+                events.append(Event(read.row.index, None, trace, str(read.error)))
+            else:
+                events += self._write(read)
+        return events
+
+    def _write(self, read: Read[_Row]) -> list[Event]:
+        events: list[Event] = []
+        for i, (row, lag) in enumerate(zip(read.rows, read.lags, strict=True)):
+            record = self._record(row, read.output, i, lag)
+            row.state.append(record)
+            trace = None
+            if row.state.finish_reason is not None:
+                trace = self._leave(row, row.state.finish_reason)
+            events.append(Event(row.index, record, trace))
+        return events
+
+    def _record(self, row: _Row, output: StepOutput, place: int, lag: int) -> TokenRecord:
+        state, request = row.state, row.state.request
+        own = candidates(output, place, request.sampling, state.tokens, len(request.prompt_ids))
+        token_id = sample(own.best_id, own.logits_V, request.sampling, row.generator)
+        count = request.logprobs
+        return TokenRecord(
+            position=len(state.records),
+            token_id=token_id,
+            writer=self._role,
+            lag=lag if self._role is Role.LARGE else 0,
+            seconds=state.seconds,
+            logprob=None if count is None else logprob(output, place, token_id),
+            top_logprobs=None if count is None else tops(output, place, count),
+        )
+
+    def _leave(self, row: _Row, reason: FinishReason) -> Trace:
+        del self._rows[row.index]
+        row.cache.release()
+        row.state.finish_reason = reason
+        return row.state.trace()
 
 
 def generate_alone(
@@ -26,39 +135,26 @@ def generate_alone(
 ) -> Iterator[tuple[int, Trace]]:
     """Yield (index of the request, its trace) as rows finish, `max_rows` at a time.
 
-    `role` chooses the random stream, so that a row sampled here equals the mixed loop's at its
-    end of the threshold. `on_token` hears of every token, with the number of open rows.
+    `role` chooses the random stream, as in `SingleLoop`. `on_token` hears of every token, with the
+    number of open rows.
+
+    Raises:
+        EngineError: the engine failed.
     """
+    loop = SingleLoop(model, role, tokenizer)
     waiting = list(enumerate(requests))[::-1]
-    rows: dict[int, tuple[RowState, KVCache, np.random.Generator]] = {}
+    number_of: dict[int, int] = {}
     limit = min(max_rows, model.info.max_rows)
     try:
-        while waiting or rows:
-            while waiting and len(rows) < limit:
+        while waiting or loop.active:
+            while waiting and loop.active < limit:
                 number, request = waiting.pop()
-                state = RowState(request, [model.info], tokenizer)
-                generator = row_generator(request.sampling.seed, role)
-                rows[number] = (state, model.new_cache(), generator)
-            states = [state for state, _, _ in rows.values()]
-            caches = [cache for _, cache, _ in rows.values()]
-            want = Want(logits=any(not s.request.sampling.greedy for s in states))
-            lags = [state.tokens[cache.length :] for state, cache, _ in rows.values()]
-            output = model.extend(caches, lags, want)
-            for i, (number, (state, cache, generator)) in enumerate(list(rows.items())):
-                logits_V = None if output.logits_NV is None else output.logits_NV[i]
-                best = int(output.top_ids_NK[i, 0])
-                token = sample(best, logits_V, state.request.sampling, generator)
-                lag = len(lags[i]) if role is Role.LARGE else 0
-                record = TokenRecord(
-                    len(state.records), token, role, lag=lag, seconds=state.seconds
-                )
-                state.append(record)
+                number_of[loop.add(request)] = number
+            for event in loop.step():
+                checked(event)
                 if on_token is not None:
-                    on_token(len(rows))
-                if state.finish_reason is not None:
-                    del rows[number]
-                    cache.release()
-                    yield number, state.trace()
+                    on_token(len(number_of))
+                if event.trace is not None:
+                    yield number_of.pop(event.row), event.trace
     finally:
-        for _, cache, _ in rows.values():
-            cache.release()
+        loop.close()

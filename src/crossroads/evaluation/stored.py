@@ -111,10 +111,9 @@ def trace_from_columns(value: Mapping[str, Any]) -> Trace:
             columns[name] = [None if v is None else float(np.float32(v)) for v in columns[name]]
     if "cause" in columns:
         columns["cause"] = [None if v is None else Cause(v) for v in columns["cause"]]
-    if "top_logprobs" in columns:
-        columns["top_logprobs"] = [
-            None if tops is None else tuple((i, p) for i, p in tops)
-            for tops in columns["top_logprobs"]
+    for name in {"top_logprobs", "proposals"} & columns.keys():
+        columns[name] = [
+            None if tops is None else tuple((i, p) for i, p in tops) for tops in columns[name]
         ]
     names = list(columns)
     records = tuple(

@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, NoReturn
 
 import jinja2
@@ -100,6 +101,7 @@ def _unused_characters(texts: Sequence[str]) -> Iterator[str]:
     return (c for c in map(chr, range(_FIRST_PRIVATE, _LAST_PRIVATE + 1)) if c not in used)
 
 
+@lru_cache(maxsize=8)
 def _compiled(template: str) -> jinja2.Template:
     # The settings and globals are the ones for which published templates are written.
     environment = ImmutableSandboxedEnvironment(
