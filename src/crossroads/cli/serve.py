@@ -1,0 +1,194 @@
+"""`crossroads serve`: the pair behind OpenAI's API, and a page to look at."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from crossroads.cli.options import FILE, PairOptions, pair_options
+from crossroads.errors import ConfigError
+
+if TYPE_CHECKING:
+    from crossroads.models.pairs import Pair
+    from crossroads.serving.app import Safety
+    from crossroads.serving.service import Service, ServiceOptions
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _Capacity:
+    rows: int
+    queue: int
+    shutdown: float
+
+
+@click.command()
+@pair_options(context=4096)
+@click.option(
+    "--router",
+    default=None,
+    help="Router folder, pretrained, or entropy, margin, max-probability, random, always, never "
+    "[default: pretrained if the package has a router for the pair, else entropy].",
+)
+@click.option(
+    "--threshold",
+    type=float,
+    default=None,
+    help="For requests that bring none [default: the router's own; 0.15 for a heuristic].",
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Others than this need a key.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535))
+@click.option("--api-key", envvar="CROSSROADS_API_KEY", help="Key that requests must bring.")
+@click.option("--api-key-file", type=FILE, help="File with that key.")
+@click.option("--allow-origin", multiple=True, help="Web page's origin that may use the server.")
+@click.option(
+    "--rows", default=8, show_default=True, type=click.IntRange(1), help="Answers at once."
+)
+@click.option(
+    "--queue", default=64, show_default=True, type=click.IntRange(0), help="Answers that may wait."
+)
+@click.option(
+    "--timeout",
+    default=600.0,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="Seconds that an answer may take, its wait included.",
+)
+@click.option(
+    "--shutdown-timeout",
+    default=30.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="Seconds that answers may go on for once the server is told to stop.",
+)
+@click.option(
+    "--max-body",
+    default=4.0,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="Largest request in MiB.",
+)
+@click.option(
+    "--default-temperature",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(0, 2),
+    help="For requests that bring none; 0 = greedy, what routers are calibrated for.",
+)
+@click.option("--log-prompts", is_flag=True, help="Write prompts and answers into the log.")
+def serve(
+    models: PairOptions,
+    router: str | None,
+    threshold: float | None,
+    host: str,
+    port: int,
+    api_key: str | None,
+    api_key_file: Path | None,
+    allow_origin: tuple[str, ...],
+    rows: int,
+    queue: int,
+    timeout: float,
+    shutdown_timeout: float,
+    max_body: float,
+    default_temperature: float,
+    log_prompts: bool,
+) -> None:
+    """Serve the pair: OpenAI's API under /v1, a page to chat with on /."""
+    _require()
+    from crossroads.serving.app import Safety
+    from crossroads.serving.safety import check_binding, check_origins, hosts_of
+    from crossroads.serving.server import allow_many_connections, listen
+    from crossroads.serving.service import ServiceOptions
+
+    # All that a user can get wrong is looked at before the models load.
+    key = _key(api_key, api_key_file)
+    check_binding(host, key is not None)
+    check_origins(allow_origin)
+    safety = Safety(key, hosts_of(host), allow_origin, int(max_body * MIB))
+    options = ServiceOptions(seconds=timeout, temperature=default_temperature, log_text=log_prompts)
+    allow_many_connections()
+    with listen(host, port) as listener, models.load(max_rows=rows) as pair:
+        _log_to_stderr()
+        capacity = _Capacity(rows, queue, shutdown_timeout)
+        asyncio.run(_serve(pair, router, threshold, listener, capacity, safety, options))
+
+
+def _require() -> None:
+    try:
+        import prometheus_client  # noqa: F401
+        import pydantic  # noqa: F401
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f"the server needs {error.name}; install it with: pip install 'crossroads-lm[serve]'"
+        ) from error
+
+
+def _key(text: str | None, path: Path | None) -> str | None:
+    from crossroads.serving.safety import check_key, read_key
+
+    if text is not None and path is not None:
+        raise ConfigError("--api-key and --api-key-file are two keys; give one of them")
+    if path is not None:
+        return read_key(path)
+    return None if text is None else check_key(text, "--api-key")
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    # What it has to tell when it starts and stops, we tell ourselves.
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+
+
+async def _serve(
+    pair: Pair,
+    router: str | None,
+    threshold: float | None,
+    listener: socket.socket,
+    capacity: _Capacity,
+    safety: Safety,
+    options: ServiceOptions,
+) -> None:
+    from crossroads.serving.app import create_app
+    from crossroads.serving.server import Server
+
+    service = _service(pair, router, threshold, capacity, options)
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    served = service.served
+    click.echo(f"{served.pair} with router {served.router}: http://{shown}:{port}", err=True)
+    click.echo(f"  OpenAI's API under http://{shown}:{port}/v1, Ctrl-C stops", err=True)
+    app = create_app(service, safety)
+    server = Server(app, service.engine, shutdown_seconds=capacity.shutdown)
+    try:
+        await server.serve([listener])
+    finally:
+        await service.engine.close()
+
+
+def _service(
+    pair: Pair,
+    router: str | None,
+    threshold: float | None,
+    capacity: _Capacity,
+    options: ServiceOptions,
+) -> Service:
+    from crossroads.decoding.engine import Engine
+    from crossroads.decoding.mixed import MixedModels
+    from crossroads.routing.choose import choose_router
+    from crossroads.routing.policy import check_threshold
+    from crossroads.serving.service import Served, make_service
+
+    chosen = choose_router(router, pair.small.info, pair.large.info)
+    cut = check_threshold(chosen.threshold if threshold is None else threshold)
+    models = MixedModels(pair.small, pair.large, chosen.router, pair.tokenizer, cut)
+    engine = Engine(models, max_rows=capacity.rows, max_waiting=capacity.queue)
+    return make_service(engine, Served(pair.name, chosen.router.name, chosen.card), options)

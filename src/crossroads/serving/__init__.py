@@ -1,0 +1,1 @@
+"""The pair over HTTP: an OpenAI-compatible API, metrics and a web page."""

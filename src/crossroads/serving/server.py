@@ -1,0 +1,99 @@
+"""The process around the application: sockets, signals, and an end that loses nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from types import FrameType
+
+import uvicorn
+from starlette.applications import Starlette
+
+from crossroads.decoding.engine import Engine
+from crossroads.errors import ConfigError
+
+logger = logging.getLogger("crossroads.serving")
+
+_LEAVING = 5.0  # seconds, after the last answer, for clients to read it
+_KEEP_ALIVE = 75.0  # seconds that an idle connection stays open: longer than most clients keep one
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens; before the models load, so that a taken port costs no minute.
+
+    Raises:
+        ConfigError: the address is not this machine's, or taken.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((host, port))
+            listener.listen(2048)
+        except BaseException:
+            listener.close()
+            raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {reason}; choose another --host or --port"
+        ) from error
+    return listener
+
+
+def allow_many_connections() -> None:
+    """Let the process hold as many open connections as the system gives it without asking."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource  # noqa: PLC0415  not on Windows
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+class Server(uvicorn.Server):
+    """A server that, told to stop, lets answers end for a while and takes no new requests.
+
+    A second signal stops it at once.
+    """
+
+    def __init__(self, app: Starlette, engine: Engine, *, shutdown_seconds: float) -> None:
+        """Prepare; shutdown_seconds: how long answers may go on after the signal."""
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                ws="none",
+                timeout_keep_alive=int(_KEEP_ALIVE),
+                timeout_graceful_shutdown=int(shutdown_seconds + _LEAVING) + 1,
+            )
+        )
+        self._engine = engine
+        self._seconds = shutdown_seconds
+        self._draining: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until told to stop."""
+        self._loop = asyncio.get_running_loop()
+        await super().serve(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop taking requests; called on the first signal and on each after it."""
+        if self._draining is None and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._begin_drain)
+        super().handle_exit(sig, frame)
+
+    def _begin_drain(self) -> None:
+        if self._draining is None:
+            self._draining = asyncio.get_running_loop().create_task(self._drain())
+
+    async def _drain(self) -> None:
+        running = self._engine.running + self._engine.waiting
+        logger.info("shutting down: %d answers may go on for %g s", running, self._seconds)
+        cut_off = await self._engine.drain(self._seconds)
+        logger.info("shut down: %d answers ended, %d were cut off", running - cut_off, cut_off)
