@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from crossroads.artifacts import (
     ResumableLog,
     atomic_path,
     ensure_writable,
+    exclusive,
     load_tensors,
     pin_config,
     read_json,
@@ -91,6 +94,24 @@ def test_a_changed_config_is_refused_and_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="a: was 1, now 2"):
         pin_config(path, {"a": 2, "b": [1, 2]}, "a run")
     assert json.loads(path.read_text())["a"] == 1
+
+
+def test_a_folder_is_held_by_one_process_and_let_go_when_that_is_killed(tmp_path: Path) -> None:
+    code = (
+        "import sys, time, pathlib; from crossroads.artifacts import exclusive\n"
+        "with exclusive(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(ConfigError, match="another process is working in"), exclusive(tmp_path):
+            pass
+        other.kill()
+        other.wait()
+        with exclusive(tmp_path):
+            pass
+    with exclusive(tmp_path):
+        pass
 
 
 def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -246,6 +246,31 @@ def ensure_writable(folder: Path) -> None:
     (folder / ".writable").unlink(missing_ok=True)
 
 
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process alone while the block runs; a kill lets go of it, too.
+
+    Two processes that resume one run would do the same work twice and write into one log.
+
+    Raises:
+        ConfigError: another process works there, or the folder cannot be written.
+    """
+    ensure_writable(folder)
+    try:
+        import fcntl  # noqa: PLC0415  not on Windows, where nothing is held
+    except ImportError:
+        yield
+        return
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"another process is working in {folder}; wait until it has ended, or stop it"
+            ) from error
+        yield
+
+
 def pin_config(path: Path, config: Mapping[str, Any], what: str) -> None:
     """Write `config` to `path`, or check that it equals what an earlier run wrote there.
 

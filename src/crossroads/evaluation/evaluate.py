@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from crossroads.artifacts import ensure_writable
+from crossroads.artifacts import exclusive
 from crossroads.errors import ConfigError, DataError
 from crossroads.evaluation.folder import (
     RunFolder,
@@ -63,19 +63,19 @@ def evaluate(
         ConfigError: the folder holds another run.
     """
     check(tasks, systems)
-    ensure_writable(bench.folder.path)
-    earlier = bench.folder.earlier()
-    if earlier is not None:
-        _check_same_tasks(bench.folder, earlier, tasks)
-    for task in tasks:
-        bench.folder.write_items(task.name, task.items)
-    found: dict[tuple[str, str], Found] = {}
-    for task in tasks:
-        for system in systems:
-            say(f"{task.name}: {system.name}")
-            found[task.name, system.name] = _run(bench, task, system, found, pilot)
-    record = _record(bench, tasks, systems, found, {**(facts or {}), "pilot": pilot})
-    bench.folder.write_record(_joined(earlier, record))
+    with exclusive(bench.folder.path):
+        earlier = bench.folder.earlier()
+        if earlier is not None:
+            _check_same_tasks(bench.folder, earlier, tasks)
+        for task in tasks:
+            bench.folder.write_items(task.name, task.items)
+        found: dict[tuple[str, str], Found] = {}
+        for task in tasks:
+            for system in systems:
+                say(f"{task.name}: {system.name}")
+                found[task.name, system.name] = _run(bench, task, system, found, pilot)
+        record = _record(bench, tasks, systems, found, {**(facts or {}), "pilot": pilot})
+        bench.folder.write_record(_joined(earlier, record))
 
 
 def _check_same_tasks(

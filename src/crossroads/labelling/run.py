@@ -18,7 +18,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from crossroads.artifacts import ensure_writable
+from crossroads.artifacts import exclusive
 from crossroads.errors import ConfigError, DataError
 from crossroads.labelling.build import BuildConfig, JudgeRecord, build
 from crossroads.labelling.cases import CaseSource, load_comparison
@@ -73,11 +73,11 @@ def label(
     """
     _check_problems(problems)
     _check_stages(stages, judges)
-    ensure_writable(folder)
-    line = _Line(pair, problems, judges, folder, progress, config or LabelConfig())
-    for stage in STAGES:
-        if stage in stages:
-            line.run(stage)
+    with exclusive(folder):
+        line = _Line(pair, problems, judges, folder, progress, config or LabelConfig())
+        for stage in STAGES:
+            if stage in stages:
+                line.run(stage)
     return folder
 
 
