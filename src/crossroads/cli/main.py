@@ -29,6 +29,8 @@ VERBS: Mapping[str, str] = {
     "diagnose": "why a positive_rate differs from another one",
     "simulate": "write labelled data whose best router is known",
     "generate": "answer a prompt with both models",
+    "chat": "talk with both models in the terminal",
+    "serve": "serve a pair behind OpenAI's API, with a page to chat on",
     "evaluate": "quality and cost of a routed pair beside its baselines",
     "report": "draw an evaluation again from its stored traces",
     "bench": "measure how fast a pair is, beside the engines' own loops",

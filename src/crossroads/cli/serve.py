@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from crossroads.cli.options import FILE, PairOptions, pair_options
+from crossroads.cli.options import FILE, PairOptions, check_router, pair_options
 from crossroads.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,6 +28,18 @@ class _Capacity:
     rows: int
     queue: int
     shutdown: float
+
+
+class _Finite(click.FloatRange):
+    """A range in which neither NaN nor infinity lies."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
 
 
 @click.command()
@@ -58,28 +71,28 @@ class _Capacity:
     "--timeout",
     default=600.0,
     show_default=True,
-    type=click.FloatRange(0, min_open=True),
+    type=_Finite(0, min_open=True),
     help="Seconds that an answer may take, its wait included.",
 )
 @click.option(
     "--shutdown-timeout",
     default=30.0,
     show_default=True,
-    type=click.FloatRange(0),
+    type=_Finite(0),
     help="Seconds that answers may go on for once the server is told to stop.",
 )
 @click.option(
     "--max-body",
     default=4.0,
     show_default=True,
-    type=click.FloatRange(0, min_open=True),
+    type=_Finite(0, min_open=True),
     help="Largest request in MiB.",
 )
 @click.option(
     "--default-temperature",
     default=0.0,
     show_default=True,
-    type=click.FloatRange(0, 2),
+    type=_Finite(0, 2),
     help="For requests that bring none; 0 = greedy, what routers are calibrated for.",
 )
 @click.option("--log-prompts", is_flag=True, help="Write prompts and answers into the log.")
@@ -102,6 +115,7 @@ def serve(
 ) -> None:
     """Serve the pair: OpenAI's API under /v1, a page to chat with on /."""
     _require()
+    from crossroads.routing.policy import check_threshold
     from crossroads.serving.app import Safety
     from crossroads.serving.safety import check_binding, check_origins, hosts_of
     from crossroads.serving.server import allow_many_connections, listen
@@ -111,6 +125,9 @@ def serve(
     key = _key(api_key, api_key_file)
     check_binding(host, key is not None)
     check_origins(allow_origin)
+    check_router(router)
+    if threshold is not None:
+        check_threshold(threshold)
     safety = Safety(key, hosts_of(host), allow_origin, int(max_body * MIB))
     options = ServiceOptions(seconds=timeout, temperature=default_temperature, log_text=log_prompts)
     allow_many_connections()
