@@ -49,13 +49,15 @@ class Cause(StrEnum):
 
     ROUTER: the score reached the threshold. MAX_LAG: it had not been asked for too long.
     REVISION: it found the small model's token implausible. FINAL: the row would have ended with
-    small tokens that it had not seen.
+    small tokens that it had not seen. UNAVAILABLE: it was to be asked, but nobody answered, and
+    the small model went on; such a token has no lag.
     """
 
     ROUTER = "router"
     MAX_LAG = "max_lag"
     REVISION = "revision"
     FINAL = "final"
+    UNAVAILABLE = "unavailable"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +25,7 @@ from laws.pairs import VOCAB, scripted_pair
 
 MIDDLE = 0.65
 KEY = "a-key-of-some-length"
+_LAST = Want()
 
 
 @dataclass(slots=True)
@@ -72,6 +73,31 @@ class Slow:
         return self._model.extend(caches, tokens, want)
 
 
+class Failing:
+    """A scripted model that raises `error` where a row's tokens, those to read included, meet
+    `when`; at other rows it works.
+    """
+
+    def __init__(
+        self, model: ScriptedLM, error: Exception, when: Callable[[Sequence[int]], bool]
+    ) -> None:
+        self._model = model
+        self._error = error
+        self._when = when
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def extend(
+        self, caches: Sequence[Any], tokens: Sequence[Sequence[int]], want: Want = _LAST
+    ) -> StepOutput:
+        """Fail, or extend."""
+        rows = ([*cache.tokens, *new] for cache, new in zip(caches, tokens, strict=True))
+        if any(self._when(row) for row in rows):
+            raise self._error
+        return self._model.extend(caches, tokens, want)
+
+
 def endless(pair: Pair) -> Pair:
     """Return the pair with models that never end an answer by themselves."""
     for model in (pair.small, pair.large):
@@ -104,9 +130,11 @@ def live(
         service = make_service(engine, served, options)
         app = create_app(service, safety or Safety(hosts=LOOPBACK_HOSTS))
         server = Server(app, engine, shutdown_seconds=shutdown_seconds)
-        server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
         ready.extend((service, server))
-        await server.serve([listener])
+        try:
+            await server.serve([listener])
+        finally:
+            await engine.close()
 
     def run() -> None:
         try:

@@ -6,21 +6,33 @@ import asyncio
 import logging
 import math
 import socket
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from crossroads.cli.options import FILE, PairOptions, check_router, pair_options
+from crossroads.cli.serve_vllm import (
+    VllmOptions,
+    check_models,
+    make_engine,
+    servers_of,
+    vllm_options,
+)
 from crossroads.errors import ConfigError
 
 if TYPE_CHECKING:
-    from crossroads.models.pairs import Pair
     from crossroads.serving.app import Safety
     from crossroads.serving.service import Service, ServiceOptions
 
 MIB = 1024 * 1024
+
+
+MakeService = Callable[[], Awaitable["Service"]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +40,12 @@ class _Capacity:
     rows: int
     queue: int
     shutdown: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Routing:
+    router: str | None
+    threshold: float | None
 
 
 class _Finite(click.FloatRange):
@@ -96,6 +114,14 @@ class _Finite(click.FloatRange):
     help="For requests that bring none; 0 = greedy, what routers are calibrated for.",
 )
 @click.option("--log-prompts", is_flag=True, help="Write prompts and answers into the log.")
+@click.option(
+    "--backend",
+    default="local",
+    show_default=True,
+    type=click.Choice(["local", "vllm"]),
+    help="Where the models run: in this process, or in vLLM servers.",
+)
+@vllm_options
 def serve(
     models: PairOptions,
     router: str | None,
@@ -112,6 +138,8 @@ def serve(
     max_body: float,
     default_temperature: float,
     log_prompts: bool,
+    backend: str,
+    vllm: VllmOptions,
 ) -> None:
     """Serve the pair: OpenAI's API under /v1, a page to chat with on /."""
     _require()
@@ -131,10 +159,12 @@ def serve(
     safety = Safety(key, hosts_of(host), allow_origin, int(max_body * MIB))
     options = ServiceOptions(seconds=timeout, temperature=default_temperature, log_text=log_prompts)
     allow_many_connections()
-    with listen(host, port) as listener, models.load(max_rows=rows) as pair:
+    capacity = _Capacity(rows, queue, shutdown_timeout)
+    routing = _Routing(router, threshold)
+    load = _local if backend == "local" else partial(_vllm, vllm)
+    with listen(host, port) as listener, load(models, routing, capacity, options) as make:
         _log_to_stderr()
-        capacity = _Capacity(rows, queue, shutdown_timeout)
-        asyncio.run(_serve(pair, router, threshold, listener, capacity, safety, options))
+        asyncio.run(_serve(make, listener, capacity, safety))
 
 
 def _require() -> None:
@@ -166,18 +196,12 @@ def _log_to_stderr() -> None:
 
 
 async def _serve(
-    pair: Pair,
-    router: str | None,
-    threshold: float | None,
-    listener: socket.socket,
-    capacity: _Capacity,
-    safety: Safety,
-    options: ServiceOptions,
+    make: MakeService, listener: socket.socket, capacity: _Capacity, safety: Safety
 ) -> None:
     from crossroads.serving.app import create_app
     from crossroads.serving.server import Server
 
-    service = _service(pair, router, threshold, capacity, options)
+    service = await make()
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     served = service.served
@@ -191,21 +215,57 @@ async def _serve(
         await service.engine.close()
 
 
-def _service(
-    pair: Pair,
-    router: str | None,
-    threshold: float | None,
-    capacity: _Capacity,
-    options: ServiceOptions,
-) -> Service:
+@contextmanager
+def _local(
+    models: PairOptions, routing: _Routing, capacity: _Capacity, options: ServiceOptions
+) -> Iterator[MakeService]:
+    """Yield what makes the service of a pair in this process."""
     from crossroads.decoding.engine import Engine
     from crossroads.decoding.mixed import MixedModels
     from crossroads.routing.choose import choose_router
-    from crossroads.routing.policy import check_threshold
     from crossroads.serving.service import Served, make_service
 
-    chosen = choose_router(router, pair.small.info, pair.large.info)
-    cut = check_threshold(chosen.threshold if threshold is None else threshold)
-    models = MixedModels(pair.small, pair.large, chosen.router, pair.tokenizer, cut)
-    engine = Engine(models, max_rows=capacity.rows, max_waiting=capacity.queue)
-    return make_service(engine, Served(pair.name, chosen.router.name, chosen.card), options)
+    with models.load(max_rows=capacity.rows) as pair:
+        chosen = choose_router(routing.router, pair.small.info, pair.large.info)
+        cut = chosen.threshold if routing.threshold is None else routing.threshold
+        mixed = MixedModels(pair.small, pair.large, chosen.router, pair.tokenizer, cut)
+
+        async def make() -> Service:
+            engine = Engine(mixed, max_rows=capacity.rows, max_waiting=capacity.queue)
+            served = Served(pair.name, chosen.router.name, chosen.card)
+            return make_service(engine, served, options)
+
+        yield make
+
+
+@contextmanager
+def _vllm(
+    vllm: VllmOptions,
+    models: PairOptions,
+    routing: _Routing,
+    capacity: _Capacity,
+    options: ServiceOptions,
+) -> Iterator[MakeService]:
+    """Yield what makes the service of a pair in vLLM servers."""
+    from crossroads.serving.service import Served, make_service
+    from crossroads.vllm.pair import describe_pair
+
+    small, large = check_models(models)
+    pair = describe_pair(
+        small,
+        large,
+        routing.router,
+        routing.threshold,
+        context_length=models.context,
+        max_rows=capacity.rows,
+    )
+    infos = (pair.models.small.info, pair.models.large.info)
+    context = min(info.context_length for info in infos)
+    with servers_of(vllm, models, routing.router, capacity.rows, context) as at:
+
+        async def make() -> Service:
+            engine = await make_engine(at, pair, capacity.rows, capacity.queue)
+            served = Served(pair.name, pair.chosen.router.name, pair.chosen.card)
+            return make_service(engine, served, options)
+
+        yield make

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Protocol
 
 from crossroads.decoding.mixed import MixedLoop, MixedModels
 from crossroads.decoding.reading import Event, checked
@@ -61,6 +62,51 @@ class Submission:
         if not self._ticket.left:
             self._ticket.left = True
             self._inbox.put(self._ticket)
+
+
+class Accepted(Protocol):
+    """A request that an engine has accepted."""
+
+    def leave(self) -> None:
+        """Stop listening: what still runs of it is cancelled at once. Twice is harmless."""
+
+
+class GenerationEngine(Protocol):
+    """What a server needs of an engine: `Engine`, or one whose models are somewhere else."""
+
+    @property
+    def models(self) -> MixedModels:
+        """What it generates with."""
+
+    @property
+    def max_rows(self) -> int:
+        """Requests that run at once."""
+
+    @property
+    def running(self) -> int:
+        """Requests that are generating."""
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a row."""
+
+    @property
+    def closed(self) -> ClosedError | None:
+        """Why no request is taken any more; None while they are."""
+
+    def rows_of(self, role: Role) -> int:
+        """Return how many of the running requests this model takes part in."""
+
+    def submit(
+        self, request: Request, hear: Callable[[News], None], *, alone: Role | None = None
+    ) -> Accepted:
+        """Accept a request; see `Engine.submit`."""
+
+    async def drain(self, seconds: float) -> int:
+        """Take no more requests, let those that are here end for so long, then close."""
+
+    async def close(self) -> None:
+        """Cancel what is running. Twice is harmless."""
 
 
 def heard(news: News) -> Event:

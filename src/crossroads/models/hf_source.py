@@ -46,7 +46,7 @@ class HfSource:
             raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
         chosen = _pick_device(device)
         options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
-        with _load_errors(self):
+        with load_errors(self):
             import transformers  # noqa: PLC0415
 
             if self.gguf_file is not None:
@@ -65,7 +65,7 @@ class HfSource:
         Raises:
             EngineError, WeightsError: as HfTokenizer.load says.
         """
-        with _load_errors(self):
+        with load_errors(self):
             import transformers  # noqa: PLC0415
 
             return transformers.AutoTokenizer.from_pretrained(
@@ -112,7 +112,7 @@ def find_source(
     source = HfSource(text, name=text, revision=revision)
     if gguf_file is None:
         return source
-    with _load_errors(source):
+    with load_errors(source):
         from huggingface_hub import hf_hub_download  # noqa: PLC0415
 
         file = Path(hf_hub_download(text, gguf_file, revision=revision))
@@ -167,7 +167,7 @@ def _pick_device(device: str) -> torch.device:
 
 
 @contextmanager
-def _load_errors(source: HfSource) -> Iterator[None]:
+def load_errors(source: HfSource) -> Iterator[None]:
     """Say in one sentence why something could not be loaded."""
     try:
         yield

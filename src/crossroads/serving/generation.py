@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from crossroads.errors import CrossroadsError, RequestError
@@ -146,7 +146,10 @@ async def _generate(
     request: Request, read: Callable[[bytes], Work], kind: type[ReplyFormat]
 ) -> Response:
     service: Service = request.app.state.service
-    body = await request.body()
+    try:
+        body = await request.body()
+    except ClientDisconnect:
+        return Response(status_code=_CLIENT_GONE)
     work = await asyncio.to_thread(read, body) if len(body) > _LONG_BODY else read(body)
     reply = kind(work.options, service.models.tokenizer)
     job = Job(service.engine, work.requests, work.alone, service.options.seconds)

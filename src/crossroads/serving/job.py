@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from crossroads.decoding.engine import Engine, News, Submission, heard
+from crossroads.decoding.engine import Accepted, GenerationEngine, News, heard
 from crossroads.decoding.reading import Event
 from crossroads.decoding.request import Request
 from crossroads.serving.api_error import timed_out
@@ -27,13 +27,13 @@ class _Deadline:
 class Job:
     """The answers to one HTTP request. Whoever makes one has to `close` it."""
 
-    engine: Engine
+    engine: GenerationEngine
     requests: Sequence[Request]
     alone: Role | None
     seconds: float
     traces: list[Trace | None] = field(init=False)
     _news: asyncio.Queue[tuple[int, News] | _Deadline] = field(init=False)
-    _submissions: list[Submission] = field(init=False, default_factory=list)
+    _submissions: list[Accepted] = field(init=False, default_factory=list)
     _timer: asyncio.TimerHandle | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:

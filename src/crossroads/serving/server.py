@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import logging
 import socket
+import time
 from types import FrameType
 
 import uvicorn
 from starlette.applications import Starlette
 
-from crossroads.decoding.engine import Engine
+from crossroads.decoding.engine import GenerationEngine
 from crossroads.errors import ConfigError
 
 logger = logging.getLogger("crossroads.serving")
@@ -28,7 +29,8 @@ def listen(host: str, port: int) -> socket.socket:
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
+        # asyncio turns Nagle's algorithm, which would hold tokens back, off for named TCP alone.
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((host, port))
@@ -59,7 +61,9 @@ class Server(uvicorn.Server):
     A second signal stops it at once.
     """
 
-    def __init__(self, app: Starlette, engine: Engine, *, shutdown_seconds: float) -> None:
+    def __init__(
+        self, app: Starlette, engine: GenerationEngine, *, shutdown_seconds: float
+    ) -> None:
         """Prepare; shutdown_seconds: how long answers may go on after the signal."""
         super().__init__(
             uvicorn.Config(
@@ -76,6 +80,7 @@ class Server(uvicorn.Server):
         self._seconds = shutdown_seconds
         self._draining: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._closing: dict[asyncio.Transport, float] = {}  # and when that was first seen
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until told to stop."""
@@ -86,7 +91,28 @@ class Server(uvicorn.Server):
         """Stop taking requests; called on the first signal and on each after it."""
         if self._draining is None and self._loop is not None:
             self._loop.call_soon_threadsafe(self._begin_drain)
-        super().handle_exit(sig, frame)
+        # Not uvicorn's own way: it would send the signal to the process again in the end, and an
+        # end that loses nothing is no failure.
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Look after the connections; return whether to stop."""
+        self._drop_unread()
+        return await super().on_tick(counter)
+
+    def _drop_unread(self) -> None:
+        """Give up connections that we closed and whose clients do not read the rest.
+
+        It would wait for ever, and the socket with it.
+        """
+        now = time.monotonic()
+        transports = [c.transport for c in self.server_state.connections]
+        closing = [t for t in transports if t is not None and t.is_closing()]
+        self._closing = {t: self._closing.get(t, now) for t in closing}
+        for transport, since in self._closing.items():
+            if now - since >= _LEAVING:
+                transport.abort()
 
     def _begin_drain(self) -> None:
         if self._draining is None:

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import Any
 
 from crossroads.decoding.cost import active_parameters
-from crossroads.decoding.engine import Engine
+from crossroads.decoding.engine import GenerationEngine
 from crossroads.decoding.mixed import MixedModels
 from crossroads.decoding.request import Request
 from crossroads.errors import ConfigError, RequestError
@@ -85,7 +85,7 @@ class Work:
 class Service:
     """One pair, its engine, and the numbers that it keeps."""
 
-    engine: Engine
+    engine: GenerationEngine
     served: Served
     metrics: ServerMetrics
     options: ServiceOptions = ServiceOptions()
@@ -278,7 +278,7 @@ def check_model(name: str) -> None:
 
 
 def make_service(
-    engine: Engine, served: Served, options: ServiceOptions = ServiceOptions()
+    engine: GenerationEngine, served: Served, options: ServiceOptions = ServiceOptions()
 ) -> Service:
     """Return the service of an engine, with metrics and, for a trained router, a drift monitor."""
     small, large = engine.models.small.info, engine.models.large.info

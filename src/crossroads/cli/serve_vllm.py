@@ -1,0 +1,180 @@
+"""`crossroads serve --backend vllm`: the same server in front of two kinds of vLLM servers."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from crossroads.cli.options import FOLDER, PairOptions
+from crossroads.errors import ConfigError
+
+if TYPE_CHECKING:
+    from crossroads.vllm.engine import Servers, VllmEngine
+    from crossroads.vllm.launch import RunningServer, ServerPlan
+    from crossroads.vllm.pair import ElsewherePair
+
+_OF_BACKEND = "with --backend vllm: "
+
+
+@dataclass(frozen=True, slots=True)
+class VllmOptions:
+    """Where the vLLM servers are, or how to start them."""
+
+    small_url: str | None
+    large_url: tuple[str, ...]
+    small_args: str
+    large_args: str
+    small_devices: str | None
+    large_devices: str | None
+    vllm_python: str
+    vllm_logs: Path
+    startup_timeout: float
+    on_loss: str
+
+    @property
+    def connects(self) -> bool:
+        """Whether the servers run already."""
+        return self.small_url is not None or bool(self.large_url)
+
+
+def vllm_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of the vLLM backend; pass them as `vllm`."""
+
+    @click.option("--small-url", help=f"{_OF_BACKEND}a running server of the small model.")
+    @click.option(
+        "--large-url",
+        multiple=True,
+        help=f"{_OF_BACKEND}a running server of the large model; may be given again for replicas.",
+    )
+    @click.option("--small-args", default="", help="More arguments for the small model's vLLM.")
+    @click.option("--large-args", default="", help="More arguments for the large model's vLLM.")
+    @click.option("--small-devices", help="CUDA_VISIBLE_DEVICES of the small model's vLLM.")
+    @click.option("--large-devices", help="CUDA_VISIBLE_DEVICES of the large model's vLLM.")
+    @click.option(
+        "--vllm-python", default=sys.executable, help="Python that has vLLM [default: this one]."
+    )
+    @click.option(
+        "--vllm-logs",
+        default=Path("vllm-logs"),
+        show_default=True,
+        type=FOLDER,
+        help="Folder for the logs of the vLLM servers.",
+    )
+    @click.option(
+        "--startup-timeout",
+        default=900.0,
+        show_default=True,
+        type=click.FloatRange(0, min_open=True),
+        help="Seconds that the vLLM servers may take to load.",
+    )
+    @click.option(
+        "--on-loss",
+        default="fail",
+        show_default=True,
+        type=click.Choice(["fail", "small"]),
+        help="What an answer does when no large server answers: fail, or go on with the small "
+        "model alone and say so in the trace.",
+    )
+    @wraps(function)
+    def wrapper(**options: Any) -> None:
+        own = {name: options.pop(name) for name in VllmOptions.__dataclass_fields__}
+        function(vllm=VllmOptions(**own), **options)
+
+    return wrapper
+
+
+def check_models(models: PairOptions) -> tuple[str, str]:
+    """Return the names of the two models, folders or hub repositories.
+
+    Raises:
+        ConfigError: they are not given.
+    """
+    if models.small is None or models.large is None:
+        raise ConfigError(
+            "--backend vllm needs --small and --large: folders or hub repositories of safetensors"
+        )
+    return models.small, models.large
+
+
+@contextmanager
+def servers_of(
+    options: VllmOptions, models: PairOptions, router: str | None, rows: int, context: int
+) -> Iterator[VllmOptions]:
+    """Yield the options with the addresses of running servers, started here if need be."""
+    from crossroads.vllm.launch import RunningServer, ServerPlan, free_port, wait_until_ready
+
+    if options.connects:
+        if options.small_url is None or not options.large_url:
+            raise ConfigError("give --small-url and --large-url together, or neither")
+        yield options
+        return
+    small, large = check_models(models)
+
+    def plan(name: str, model: str, plugin: str, arguments: str, devices: str | None) -> ServerPlan:
+        return ServerPlan(
+            name, model, plugin, context, rows,
+            options.vllm_logs / f"{name}.log", arguments, devices, options.vllm_python,
+        )  # fmt: skip
+
+    plans = [
+        plan("small", small, router or "entropy", options.small_args, options.small_devices),
+        plan("large", large, "never", options.large_args, options.large_devices),
+    ]
+    running: dict[str, RunningServer] = {}
+    try:
+        for each in plans:
+            running[each.name] = RunningServer(each, free_port())
+        click.echo(f"starting vLLM twice; logs in {options.vllm_logs}", err=True)
+        wait_until_ready(
+            running, options.startup_timeout, lambda text: click.echo(f"  {text}", err=True)
+        )
+        yield _at(options, running)
+    finally:
+        for server in running.values():
+            server.stop()
+
+
+def _at(options: VllmOptions, running: dict[str, RunningServer]) -> VllmOptions:
+    from dataclasses import replace
+
+    return replace(options, small_url=running["small"].url, large_url=(running["large"].url,))
+
+
+async def make_engine(
+    options: VllmOptions, pair: ElsewherePair, rows: int, queue: int
+) -> VllmEngine:
+    """Return the engine over running servers.
+
+    Raises:
+        EngineError: a server does not answer, or lacks the plugin.
+    """
+    from crossroads.vllm.engine import VllmEngine
+
+    servers = await _connect(options, pair)
+    return VllmEngine(pair.models, servers, max_rows=rows, max_waiting=queue)
+
+
+async def _connect(options: VllmOptions, pair: ElsewherePair) -> Servers:
+    from crossroads.vllm.client import VllmClient
+    from crossroads.vllm.engine import OnLoss, Servers, has_plugin
+
+    assert options.small_url is not None
+    small, large = VllmClient([options.small_url]), VllmClient(options.large_url)
+    await small.connect()
+    await large.connect()
+    if not await has_plugin(small, pair.models):
+        from crossroads.errors import EngineError
+
+        raise EngineError(
+            f"the server at {options.small_url} has no Crossroads plugin; install crossroads-lm "
+            "beside its vLLM, set CROSSROADS_ROUTER, and start it with "
+            "--logprobs-mode processed_logits"
+        )
+    return Servers(small, large, await has_plugin(large, pair.models), OnLoss(options.on_loss))

@@ -1,0 +1,250 @@
+"""One vLLM server, or several that serve the same model, by URL: tokens in, tokens out.
+
+A request is a function of its tokens and its order, so it can be sent again whenever an answer
+does not come, also to another server: no token is ever written twice, because only what came back
+counts. All requests of one row go to the same server while it lives, where the row's keys and
+values still lie.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx2
+
+from crossroads.errors import ConfigError, EngineError, RequestError
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long to wait for a server, in seconds.
+
+    connect: for a connection. token: for the next token. down: how long a server that failed is
+    left alone. give_up: how long a request is tried again before it fails.
+    """
+
+    connect: float = 5.0
+    token: float = 60.0
+    down: float = 5.0
+    give_up: float = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class WireToken:
+    """A token that came back, and the values that were reported at its position, by id."""
+
+    token_id: int
+    values: Mapping[int, float]
+
+
+@dataclass(slots=True)
+class _Server:
+    url: str
+    down_until: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """What a server says of itself."""
+
+    model: str
+    context_length: int
+
+
+@dataclass(slots=True)
+class VllmClient:
+    """Servers of one model. To be used on one event loop; `close` it in the end."""
+
+    urls: Sequence[str]
+    model: str | None = None
+    patience: Patience = Patience()
+    api_key: str | None = None
+    _servers: list[_Server] = field(init=False)
+    _http: httpx2.AsyncClient | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        """Check the addresses.
+
+        Raises:
+            ConfigError: none, or one that is no http address.
+        """
+        if not self.urls:
+            raise ConfigError("give the address of at least one vLLM server")
+        for url in self.urls:
+            if not url.startswith(("http://", "https://")):
+                raise ConfigError(f"a vLLM server's address begins with http://, got {url!r}")
+        self._servers = [_Server(url.rstrip("/").removesuffix("/v1")) for url in self.urls]
+
+    async def connect(self) -> ServerInfo:
+        """Return what the servers serve; all of them must serve the same.
+
+        Raises:
+            EngineError: a server does not answer, or they differ.
+        """
+        infos = [await self._info(server) for server in self._servers]
+        if len({info.context_length for info in infos}) > 1 or len({i.model for i in infos}) > 1:
+            raise EngineError(f"the servers {', '.join(self.urls)} do not serve the same model")
+        self.model = infos[0].model
+        return infos[0]
+
+    async def _info(self, server: _Server) -> ServerInfo:
+        try:
+            reply = await self._client().get(f"{server.url}/v1/models")
+            reply.raise_for_status()
+            cards = reply.json()["data"]
+        except (httpx2.HTTPError, ValueError, KeyError) as error:
+            raise EngineError(
+                f"no vLLM server answers at {server.url} ({_words(error)}); start it, or give "
+                "another address"
+            ) from error
+        found = [c for c in cards if self.model in (None, c["id"])]
+        if not found:
+            served = ", ".join(card["id"] for card in cards)
+            raise EngineError(f"{server.url} serves {served}, not {self.model}")
+        return ServerInfo(found[0]["id"], int(found[0].get("max_model_len") or 0))
+
+    async def write(
+        self,
+        tokens: Sequence[int],
+        max_tokens: int,
+        options: Callable[[int], Mapping[str, Any]],
+        row: Sequence[int] = (),
+    ) -> AsyncGenerator[WireToken]:
+        """Yield up to `max_tokens` tokens that follow `tokens`, as they come.
+
+        options: fields of vLLM's completion request besides these, once so many tokens have come.
+        If a connection breaks, what is missing is asked for again, after what has come. row: what
+        chooses the server; the same for all requests of a row.
+
+        Raises:
+            RequestError: the server refuses the request. EngineError: no server answers in time.
+        """
+        prompt, came = list(tokens), list[int]()  # a copy: the caller's list may grow
+        first_try = time.monotonic()
+        pause = 0.05
+        failures = Counter[str]()
+        while len(came) < max_tokens:
+            server = self._choose(row, failures)
+            before = len(came)
+            try:
+                body = self._body([*prompt, *came], max_tokens - len(came), options(len(came)))
+                async with aclosing(self._stream(server, body)) as stream:
+                    async for token in stream:
+                        came.append(token.token_id)
+                        yield token
+            except (httpx2.HTTPError, _ServerFaultError, ValueError, KeyError) as error:
+                server.down_until = time.monotonic() + self.patience.down
+                failures[server.url] += 1
+                if len(came) > before:  # it works, if not for long
+                    first_try, pause = time.monotonic(), 0.05
+                if time.monotonic() - first_try + pause > self.patience.give_up:
+                    raise EngineError(
+                        f"no server of {self.model} has answered for "
+                        f"{self.patience.give_up:g} s; the last error was: {_words(error)}"
+                    ) from error
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, 2.0)
+            else:
+                return
+
+    def _choose(self, row: Sequence[int], failures: Mapping[str, int]) -> _Server:
+        """Return the server for a row: its own if that is up, else the next by the same rule."""
+        now = time.monotonic()
+        key = repr(tuple(row)).encode()
+
+        def rank(server: _Server) -> tuple[bool, int, bytes]:
+            weight = hashlib.blake2b(key, key=server.url.encode()[:64], digest_size=8).digest()
+            return server.down_until > now, failures.get(server.url, 0), weight
+
+        return min(self._servers, key=rank)
+
+    def _body(
+        self, tokens: Sequence[int], max_tokens: int, options: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "prompt": list(tokens),
+            "max_tokens": max_tokens,
+            "stream": True,
+            "ignore_eos": True,
+            "return_token_ids": True,
+            "return_tokens_as_token_ids": True,
+            "add_special_tokens": False,
+            **options,
+        }
+
+    async def _stream(self, server: _Server, body: Mapping[str, Any]) -> AsyncGenerator[WireToken]:
+        url = f"{server.url}/v1/completions"
+        async with self._client().stream("POST", url, json=body) as reply:
+            if reply.status_code >= 400:
+                text = (await reply.aread()).decode(errors="replace")
+                if reply.status_code in (400, 404, 422):
+                    raise RequestError(f"{server.url} refuses the request: {_message(text)}")
+                raise _ServerFaultError(f"{reply.status_code} {_message(text)}")
+            done = False
+            async for line in reply.aiter_lines():
+                if line == "data: [DONE]":
+                    done = True
+                elif line.startswith("data: "):
+                    for token in _tokens(json.loads(line[6:])):
+                        yield token
+            if not done:
+                raise _ServerFaultError("the connection ended in the middle of an answer")
+
+    def _client(self) -> httpx2.AsyncClient:
+        if self._http is None:
+            wait = self.patience
+            headers = {} if self.api_key is None else {"Authorization": f"Bearer {self.api_key}"}
+            self._http = httpx2.AsyncClient(
+                timeout=httpx2.Timeout(wait.token, connect=wait.connect),
+                limits=httpx2.Limits(max_connections=None, max_keepalive_connections=256),
+                headers=headers,
+            )
+        return self._http
+
+    async def close(self) -> None:
+        """Close the connections. Twice is harmless."""
+        if self._http is not None:
+            http, self._http = self._http, None
+            await http.aclose()
+
+
+class _ServerFaultError(Exception):
+    """A server that does not do what it should, for now."""
+
+
+def _tokens(event: Mapping[str, Any]) -> list[WireToken]:
+    """Return the tokens of one event of vLLM's stream."""
+    if "error" in event:
+        raise _ServerFaultError(_message(json.dumps(event)))
+    tokens = []
+    for choice in event["choices"]:
+        ids = choice.get("token_ids") or []
+        logprobs = choice.get("logprobs") or {}
+        tops = logprobs.get("top_logprobs") or [None] * len(ids)
+        for token_id, top in zip(ids, tops, strict=True):
+            values = {int(k.removeprefix("token_id:")): v for k, v in (top or {}).items()}
+            tokens.append(WireToken(token_id, values))
+    return tokens
+
+
+def _message(text: str) -> str:
+    """Return the sentence in an error reply."""
+    try:
+        value = json.loads(text)
+        error = value.get("error", value)
+        return str(error.get("message", error) if isinstance(error, dict) else error)[:300]
+    except (ValueError, AttributeError):
+        return text[:300]
+
+
+def _words(error: BaseException) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,328 @@
+"""The orchestrator: the small model runs until its router fires, the large one writes a token.
+
+Both run in vLLM servers, each of which batches the rows that are with it; a row is a coroutine
+here that goes back and forth between them. The prefix caches of the servers make a return cheap.
+It has the interface of `decoding.engine.Engine`, so that the same server stands in front of both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+from crossroads.decoding.engine import News, heard
+from crossroads.decoding.mixed import MixedModels
+from crossroads.decoding.reading import Event
+from crossroads.decoding.request import Request, RowState, check_request
+from crossroads.errors import BusyError, ClosedError, CrossroadsError, EngineError, RequestError
+from crossroads.sampling import SamplingParams
+from crossroads.types import Cause, ModelInfo, Role, TokenRecord
+from crossroads.vllm.client import VllmClient, WireToken
+from crossroads.vllm.row import NEVER, RemoteRow, check_served
+from crossroads.vllm.wire import REPORTED, Order, ReservedIds, Step, read_step, reserve
+
+Options = Callable[[int], Mapping[str, Any]]
+
+
+class OnLoss(StrEnum):
+    """What a row does when no large server answers: end with an error, or go on small alone."""
+
+    FAIL = "fail"
+    SMALL = "small"
+
+
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """Where both models are. large_has_plugin: whether it draws as we do when it samples."""
+
+    small: VllmClient
+    large: VllmClient
+    large_has_plugin: bool
+    on_loss: OnLoss = OnLoss.FAIL
+
+
+class _Submission:
+    """A request that was accepted; see `decoding.engine.Submission`."""
+
+    def __init__(self, task: asyncio.Task[None]) -> None:
+        self._task = task
+
+    def leave(self) -> None:
+        """Cancel what still runs of it: its connections close, and the servers drop its rows."""
+        self._task.cancel()
+
+
+class VllmEngine:
+    """Rows over two kinds of vLLM servers. To be used on one event loop."""
+
+    def __init__(
+        self,
+        models: MixedModels,
+        servers: Servers,
+        *,
+        max_rows: int = 64,
+        max_waiting: int | None = None,
+    ) -> None:
+        """Start without rows.
+
+        Raises:
+            PairError: the vocabulary has no ids to spare.
+        """
+        self._models = models
+        self._servers = servers
+        self._max_rows = max_rows
+        self._max_waiting = max_waiting
+        self._reserved: ReservedIds = reserve(models.tokenizer, models.small.info.vocab_size)
+        infos = self._infos(None)
+        self._eos_ids = sorted({token for info in infos for token in info.eos_ids})
+        self._free = asyncio.Semaphore(max_rows)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._running: dict[asyncio.Task[None], Role | None] = {}
+        self._closed: ClosedError | None = None
+
+    @property
+    def models(self) -> MixedModels:
+        """What it generates with; the models only tell what they are."""
+        return self._models
+
+    @property
+    def max_rows(self) -> int:
+        """Requests that run at once."""
+        return self._max_rows
+
+    @property
+    def running(self) -> int:
+        """Requests that are generating."""
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a row."""
+        return max(0, len(self._tasks) - len(self._running))
+
+    def rows_of(self, role: Role) -> int:
+        """Return how many of the running requests this model takes part in."""
+        return sum(alone in (None, role) for alone in self._running.values())
+
+    @property
+    def closed(self) -> ClosedError | None:
+        """Why no request is taken any more; None while they are."""
+        return self._closed
+
+    async def generate(
+        self, request: Request, *, alone: Role | None = None
+    ) -> AsyncIterator[Event]:
+        """Yield the request's tokens; see `decoding.engine.Engine.generate`."""
+        news: asyncio.Queue[News] = asyncio.Queue()
+        submission = self.submit(request, news.put_nowait, alone=alone)
+        try:
+            while True:
+                event = heard(await news.get())
+                yield event
+                if event.trace is not None:
+                    return
+        finally:
+            submission.leave()
+
+    def submit(
+        self, request: Request, hear: Callable[[News], None], *, alone: Role | None = None
+    ) -> _Submission:
+        """Accept a request; see `decoding.engine.Engine.submit`."""
+        check_request(request, self._infos(alone))
+        check_served(request)
+        if alone is None and not request.sampling.greedy and not self._servers.large_has_plugin:
+            raise RequestError(
+                "the large model's server draws by its own random numbers; install the plugin "
+                "there too, or send temperature 0"
+            )
+        if self._closed is not None:
+            raise self._closed
+        if self._max_waiting is not None and len(self._tasks) >= self._max_rows + self._max_waiting:
+            raise BusyError(
+                f"{self.running} requests run and {self.waiting} wait, which is all that this "
+                "server takes; try again later"
+            )
+        task = asyncio.get_running_loop().create_task(self._row(request, hear, alone))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return _Submission(task)
+
+    def _infos(self, alone: Role | None) -> list[ModelInfo]:
+        models = {Role.SMALL: self._models.small, Role.LARGE: self._models.large}
+        return [model.info for role, model in models.items() if alone in (None, role)]
+
+    async def _row(
+        self, request: Request, hear: Callable[[News], None], alone: Role | None
+    ) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        try:
+            async with self._free:
+                self._running[task] = alone
+                row = RemoteRow(
+                    request,
+                    self._infos(alone),
+                    self._models.tokenizer,
+                    self._models.threshold,
+                    self._reserved,
+                )
+                if alone is None:
+                    await self._mixed(row, hear)
+                else:
+                    await self._alone(row, alone, hear)
+        except CrossroadsError as error:
+            hear(error)
+        except asyncio.CancelledError:
+            if self._closed is not None:  # nobody who left listens
+                hear(self._closed)
+            raise
+        except Exception as error:  # noqa: BLE001  whoever waits must hear of it
+            hear(EngineError(f"the orchestrator failed: {error}"))
+        finally:
+            self._running.pop(task, None)
+
+    async def _mixed(self, row: RemoteRow, hear: Callable[[News], None]) -> None:
+        """Take a row to its end."""
+        while not row.finished:
+            handed_over = await self._small_writes(row, hear)
+            if handed_over is not None:
+                record = await self._large_writes(row, handed_over)
+                hear(self._event(row, record, alone=False))
+
+    async def _small_writes(self, row: RemoteRow, hear: Callable[[News], None]) -> Step | None:
+        """Let the small model write until it hands over; return the step that does, if one does."""
+        stretch = row.stretch()
+        order = row.order(Role.SMALL, stretch.threshold)
+        options = _ordered(order, [self._reserved.hand_over, *self._eos_ids])
+        tokens = self._servers.small.write(
+            row.state.tokens, stretch.max_tokens, options, row.request.prompt_ids
+        )
+        async with aclosing(tokens):
+            async for token in tokens:
+                step = read_step(token.token_id, token.values, self._reserved)
+                if step.handed_over:
+                    return step
+                hear(self._event(row, row.small_wrote(step), alone=False))
+                if row.finished:
+                    return None
+        return None
+
+    async def _large_writes(self, row: RemoteRow, step: Step) -> TokenRecord:
+        """Let the large model write in the place of a proposal."""
+        order = row.order(Role.LARGE, NEVER)
+        try:
+            token = await self._one(self._servers.large, row.state, self._large_options(order))
+        except EngineError:
+            if self._servers.on_loss is OnLoss.FAIL:
+                raise
+            return row.small_wrote(step, Cause.UNAVAILABLE)
+        return row.large_wrote(token.token_id, step)
+
+    def _large_options(self, order: Order) -> Options:
+        if self._servers.large_has_plugin:
+            return _ordered(order, [])
+        if order.sampling.penalises:
+            # A plain server counts what we call generated as its prompt.
+            raise RequestError(
+                "penalties need the plugin in the large model's server; leave them out"
+            )
+        return _plain(order.sampling, [])
+
+    async def _one(self, client: VllmClient, state: RowState, options: Options) -> WireToken:
+        tokens = client.write(state.tokens, 1, options, state.request.prompt_ids)
+        async with aclosing(tokens):
+            async for token in tokens:
+                return token
+        raise EngineError(f"the server of {client.model} answered without a token")
+
+    async def _alone(self, row: RemoteRow, role: Role, hear: Callable[[News], None]) -> None:
+        """Let one model write a row to its end."""
+        client = self._servers.small if role is Role.SMALL else self._servers.large
+        order = row.order(role, NEVER)
+        if role is Role.SMALL or self._servers.large_has_plugin:
+            options = _ordered(order, self._eos_ids)
+        else:
+            options = _plain(order.sampling, self._eos_ids)
+        tokens = client.write(row.state.tokens, row.left, options, row.request.prompt_ids)
+        async with aclosing(tokens):
+            async for token in tokens:
+                hear(self._event(row, row.wrote_alone(token.token_id, role), alone=True))
+                if row.finished:
+                    return
+
+    def _event(self, row: RemoteRow, record: TokenRecord, *, alone: bool) -> Event:
+        trace = row.trace(alone=alone) if row.finished else None
+        return Event(0, record, trace)
+
+    async def drain(self, seconds: float) -> int:
+        """Take no more requests, let those that are here end for so long, then close.
+
+        Returns how many were cut off.
+        """
+        if self._closed is None:
+            self._closed = ClosedError("the server is shutting down; send the request elsewhere")
+        cut_off = 0
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=seconds)
+            cut_off = len(late)
+        await self.close()
+        return cut_off
+
+    async def close(self) -> None:
+        """Cancel what runs and close the connections. Twice is harmless."""
+        if self._closed is None:
+            self._closed = ClosedError("the engine was closed")
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._servers.small.close()
+        await self._servers.large.close()
+
+
+def _ordered(order: Order, stop: list[int]) -> Options:
+    """Return the options of a server with the plugin."""
+    return lambda came: {
+        "temperature": 0,  # the plugin draws; the server is to take what it finds
+        "logprobs": REPORTED,
+        "stop_token_ids": stop,
+        "vllm_xargs": replace(order, drawn=order.drawn + came).to_xargs(),
+    }
+
+
+def _plain(params: SamplingParams, stop: list[int]) -> Options:
+    """Return the options of a server that draws by itself."""
+    return lambda came: {
+        "temperature": params.temperature,
+        "top_p": params.top_p,
+        "top_k": params.top_k or -1,
+        "min_p": params.min_p,
+        "seed": (params.seed + came) % 2**63,
+        "frequency_penalty": params.frequency_penalty,
+        "presence_penalty": params.presence_penalty,
+        "repetition_penalty": params.repetition_penalty,
+        "stop_token_ids": stop,
+    }
+
+
+async def has_plugin(client: VllmClient, models: MixedModels) -> bool:
+    """Return whether a server draws by our orders: it is asked for one token.
+
+    Raises:
+        EngineError: it does not answer.
+    """
+    reserved = reserve(models.tokenizer, models.small.info.vocab_size)
+    order = Order(Role.SMALL, NEVER, SamplingParams(), 0, 1, reserved)
+    tokens = client.write([1], 1, _ordered(order, []))
+    async with aclosing(tokens):
+        async for token in tokens:
+            try:
+                read_step(token.token_id, token.values, reserved)
+            except EngineError:
+                return False
+            return True
+    return False

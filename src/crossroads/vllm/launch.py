@@ -1,0 +1,170 @@
+"""vLLM servers as child processes: started with the plugin, waited for, ended with us."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from crossroads.errors import ConfigError, EngineError
+from crossroads.vllm.plugin import ROUTER
+
+MODULE = "vllm.entrypoints.openai.api_server"
+"""The server of every build; the `vllm` command of the CPU package does not start."""
+
+_LOOK_AGAIN = 0.5
+_TAIL = 12  # lines of a log that say why a server did not start
+
+
+@dataclass(frozen=True, slots=True)
+class ServerPlan:
+    """One server to start.
+
+    router: for the plugin, a folder or a heuristic's name. arguments: more of vLLM's own, as on a
+    command line. devices: for CUDA_VISIBLE_DEVICES. python: of the environment that has vLLM.
+    """
+
+    name: str
+    model: str
+    router: str
+    context_length: int
+    rows: int
+    log: Path
+    arguments: str = ""
+    devices: str | None = None
+    python: str = sys.executable
+
+    def command(self, port: int) -> list[str]:
+        """Return the command line.
+
+        Raises:
+            ConfigError: the arguments do not read as a command line.
+        """
+        try:
+            own = shlex.split(self.arguments)
+        except ValueError as error:
+            raise ConfigError(f"cannot read the arguments of {self.name}: {error}") from error
+        return [
+            self.python, "-m", MODULE,
+            "--model", self.model,
+            "--served-model-name", self.name,
+            "--host", "127.0.0.1",
+            "--port", str(port),
+            "--max-model-len", str(self.context_length),
+            "--max-num-seqs", str(self.rows),
+            # What the plugin tells travels where vLLM reports processed logits.
+            "--logprobs-mode", "processed_logits",
+            # Penalties have to see every token, not placeholders for those on their way.
+            "--no-async-scheduling",
+            *own,
+        ]  # fmt: skip
+
+    def environment(self) -> dict[str, str]:
+        """Return the process's environment."""
+        values = {**os.environ, ROUTER: self.router}
+        if self.devices is not None:
+            values["CUDA_VISIBLE_DEVICES"] = self.devices
+        return values
+
+
+@dataclass(slots=True)
+class RunningServer:
+    """A server that was started; `stop` it in the end."""
+
+    plan: ServerPlan
+    port: int
+    process: subprocess.Popen[bytes] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Start the process; its output goes to the plan's log."""
+        self.plan.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.plan.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                self.plan.command(self.port),
+                env=self.plan.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # Ctrl-C is for us: we end the servers once their answers have ended.
+                start_new_session=True,
+            )
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def ready(self) -> bool:
+        """Return whether it takes requests.
+
+        Raises:
+            EngineError: it has ended instead.
+        """
+        if self.process.poll() is not None:
+            raise EngineError(
+                f"the vLLM server of the {self.plan.name} model ended with status "
+                f"{self.process.returncode}; the end of {self.plan.log}:\n{_tail(self.plan.log)}"
+            )
+        try:
+            with urlopen(f"{self.url}/health", timeout=2) as reply:  # noqa: S310  our own
+                return bool(reply.status == 200)
+        except (URLError, OSError):
+            return False
+
+    def stop(self, seconds: float = 20.0) -> None:
+        """End it and what it started. Twice is harmless."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(seconds)
+        # Workers that outlive their parent would keep the GPU's memory.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, 9)
+        self.process.wait()
+
+
+def wait_until_ready(
+    servers: Mapping[str, RunningServer], seconds: float, say: Callable[[str], None]
+) -> None:
+    """Return once all servers take requests; `say` hears of each.
+
+    Raises:
+        EngineError: one ended, or they took longer.
+    """
+    end = time.monotonic() + seconds
+    waiting = dict(servers)
+    while waiting:
+        for name, server in list(waiting.items()):
+            if server.ready():
+                say(f"the {name} model's server is up")
+                del waiting[name]
+        if waiting and time.monotonic() > end:
+            late = next(iter(waiting.values()))
+            raise EngineError(
+                f"the vLLM server of the {late.plan.name} model was not up after {seconds:g} s; "
+                f"give it more time, or see {late.plan.log}"
+            )
+        if waiting:
+            time.sleep(_LOOK_AGAIN)
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _tail(log: Path) -> str:
+    lines = log.read_text(errors="replace").splitlines()
+    return "\n".join(lines[-_TAIL:])

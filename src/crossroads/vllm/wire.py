@@ -1,0 +1,140 @@
+"""What travels between the orchestrator and the plugin, inside vLLM's own requests and replies.
+
+A request says in `vllm_xargs` how the small model is to draw and from which score the large one
+writes. A reply has only tokens and log-probabilities to say something with, so the plugin puts a
+row of its own in place of the distribution: the chosen token highest, and the router's numbers as
+the "logits" of ids that no text uses. vLLM then picks the token and reports the numbers, as it
+would any others; it has to be started with `--logprobs-mode processed_logits`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from crossroads.errors import EngineError, PairError
+from crossroads.models.base import Tokenizer
+from crossroads.sampling import SamplingParams
+from crossroads.types import Role
+
+XARG = "crossroads"
+REPORTED = 4
+"""Entries of a row that carry something; a request asks for so many log-probabilities."""
+
+_CHOSEN, _PROPOSED = 4.0, 3.0  # above every score, which lies in [0, 1]
+_ENTROPY_FROM = -1.0  # entropies stand below every score: -1 - entropy
+
+
+@dataclass(frozen=True, slots=True)
+class ReservedIds:
+    """Ids that neither tokenizer nor model uses.
+
+    hand_over: stands where the large model is to write. score, entropy: of whose "logits" the
+    reply tells.
+    """
+
+    hand_over: int
+    score: int
+    entropy: int
+
+
+def reserve(tokenizer: Tokenizer, vocab_size: int) -> ReservedIds:
+    """Return three ids that stand for nothing.
+
+    Raises:
+        PairError: the vocabulary has fewer.
+    """
+    pieces = tokenizer.pieces()
+    spare = [i for i in range(vocab_size) if i >= len(pieces) or pieces[i] is None]
+    if len(spare) < 3:
+        raise PairError(
+            f"the vLLM plugin needs 3 ids that stand for no text, and of {vocab_size} in the small "
+            f"model's vocabulary only {len(spare)} do not; use the transformers engine"
+        )
+    return ReservedIds(*spare[-3:])
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """How a model is to write one row, until the router fires.
+
+    role: which random stream it draws from. drawn: numbers that the row has used of it before.
+    prompt_length: how many of the tokens sent are the user's prompt; the rest was generated.
+    """
+
+    role: Role
+    threshold: float
+    sampling: SamplingParams
+    drawn: int
+    prompt_length: int
+    reserved: ReservedIds
+
+    def to_xargs(self) -> dict[str, str]:
+        """Return the value of `vllm_xargs`."""
+        return {XARG: json.dumps(asdict(self))}
+
+    @classmethod
+    def from_xargs(cls, xargs: Mapping[str, Any] | None) -> Order | None:
+        """Return the order in a request's arguments; None if it has none.
+
+        Raises:
+            ValueError: there is one and it makes no sense.
+        """
+        if not xargs or XARG not in xargs:
+            return None
+        try:
+            value = json.loads(xargs[XARG])
+            sampling = SamplingParams(**value.pop("sampling"))
+            reserved = ReservedIds(**value.pop("reserved"))
+            role = Role(value.pop("role"))
+            return cls(sampling=sampling, reserved=reserved, role=role, **value)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ValueError(
+                f"{XARG} in vllm_xargs is no order of this version: {error}"
+            ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What the plugin tells of one position: the model's proposal and what became of it."""
+
+    token_id: int
+    proposed_id: int
+    score: float
+    entropy: float
+    handed_over: bool
+
+
+def fill(row_V: Any, step: Step, reserved: ReservedIds) -> None:
+    """Write a step into a row of logits, in place."""
+    row_V.fill_(-float("inf"))
+    row_V[step.proposed_id] = _PROPOSED
+    row_V[step.token_id] = _CHOSEN
+    row_V[reserved.score] = step.score
+    row_V[reserved.entropy] = _ENTROPY_FROM - step.entropy
+
+
+def read_step(token_id: int, values: Mapping[int, float], reserved: ReservedIds) -> Step:
+    """Return the step that `fill` wrote, from the values that vLLM reports for a position.
+
+    Raises:
+        EngineError: the values are not the plugin's.
+    """
+    missing = {reserved.score, reserved.entropy, token_id} - values.keys()
+    if missing or values[token_id] != _CHOSEN:
+        raise EngineError(
+            "the server answers without the Crossroads plugin; start it with "
+            "crossroads-lm installed beside vLLM, CROSSROADS_ROUTER set, and "
+            "--logprobs-mode processed_logits"
+        )
+    handed_over = token_id == reserved.hand_over
+    proposed = [i for i, value in values.items() if value == _PROPOSED]
+    return Step(
+        token_id=token_id,
+        proposed_id=proposed[0] if handed_over else token_id,
+        score=values[reserved.score],
+        entropy=_ENTROPY_FROM - values[reserved.entropy],
+        handed_over=handed_over,
+    )

@@ -1,0 +1,128 @@
+"""What the orchestrator sees of a vLLM server with the plugin, over a scripted model.
+
+The plugin's own code decides; only vLLM around it is played. It can be told to fail.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from crossroads.models.base import Want
+from crossroads.models.scripted import ScriptedLM
+from crossroads.routing.routers.base import Router
+from crossroads.serving.server import listen
+from crossroads.vllm.deciding import OrderedRow, decide, say
+from crossroads.vllm.wire import Order
+
+
+@dataclass
+class FakeServer:
+    """A running server and what it saw; the fields may be changed while it runs.
+
+    break_after: tokens after which each stream is cut off in the middle; None: never. refuse: the
+    status with which requests are answered; 0: properly. delay: seconds before each token.
+    """
+
+    model: ScriptedLM
+    router: Router | None
+    url: str = ""
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    break_after: int | None = None
+    refuse: int = 0
+    delay: float = 0.0
+    open_streams: int = 0
+    tokens_sent: int = 0
+
+    async def models(self, _: Request) -> Response:
+        info = self.model.info
+        card = {"id": info.name, "max_model_len": info.context_length}
+        return JSONResponse({"data": [card]})
+
+    async def completions(self, request: Request) -> Response:
+        body = json.loads(await request.body())
+        self.requests.append(body)
+        if self.refuse:
+            return JSONResponse({"error": {"message": "told to"}}, self.refuse)
+        if len(body["prompt"]) + body["max_tokens"] > self.model.info.context_length:
+            return JSONResponse({"error": {"message": "too long"}}, 400)
+        return StreamingResponse(self._events(body), media_type="text/event-stream")
+
+    async def _events(self, body: dict[str, Any]) -> AsyncIterator[bytes]:
+        self.open_streams += 1
+        try:
+            output: list[int] = []
+            for count in range(body["max_tokens"]):
+                if self.break_after is not None and count >= self.break_after:
+                    return  # without [DONE]
+                await asyncio.sleep(self.delay)
+                values = self._step(body, output)
+                token_id = max(values, key=lambda i: values[i])
+                output.append(token_id)
+                self.tokens_sent += 1
+                yield self._event(token_id, values)
+                if token_id in body.get("stop_token_ids", []):
+                    break
+            yield b"data: [DONE]\n\n"
+        finally:
+            self.open_streams -= 1
+
+    def _step(self, body: dict[str, Any], output: list[int]) -> dict[int, float]:
+        """Return the values that are reported at the next position, by id."""
+        prompt = body["prompt"]
+        cache = self.model.new_cache()
+        out = self.model.extend([cache], [[*prompt, *output]], Want(logits=True, hidden=True))
+        cache.release()
+        assert out.logits_NV is not None
+        row_V = out.logits_NV[0].clone()
+        order = Order.from_xargs(body.get("vllm_xargs"))
+        if order is not None and self.router is not None:
+            rows = [OrderedRow(order, prompt, output)]
+            say(rows, decide(rows, row_V[None], out.hidden_NH, self.router), [row_V])
+        values, ids = torch.topk(row_V, body.get("logprobs") or 1)
+        pairs = zip(ids.tolist(), values.tolist(), strict=True)
+        return {i: max(value, -9999.0) for i, value in pairs}
+
+    def _event(self, token_id: int, values: dict[int, float]) -> bytes:
+        named = {f"token_id:{i}": value for i, value in values.items()}
+        logprobs = {"tokens": [f"token_id:{token_id}"], "top_logprobs": [named]}
+        choice = {"index": 0, "text": "", "token_ids": [token_id], "logprobs": logprobs}
+        return b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n"
+
+
+@contextmanager
+def fake_server(model: ScriptedLM, router: Router | None) -> Iterator[FakeServer]:
+    """Serve until the block ends. router: the plugin's; None: a server without the plugin."""
+    fake = FakeServer(model, router)
+    app = Starlette(
+        routes=[
+            Route("/v1/models", fake.models),
+            Route("/v1/completions", fake.completions, methods=["POST"]),
+        ]
+    )
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
+    with listen("127.0.0.1", 0) as listener:
+        fake.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])), daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.005)
+        try:
+            yield fake
+        finally:
+            server.should_exit = server.force_exit = True
+            thread.join(20)
+            assert not thread.is_alive()

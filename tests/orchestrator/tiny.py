@@ -1,0 +1,42 @@
+"""A tiny random pair in the folders that vLLM and transformers read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import builders
+
+
+def tiny_tokenizer() -> Any:
+    """Return the tiny models' tokenizer, with its padding ids left out."""
+    import transformers
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    texts = [*builders.BYTE_TOKENS, *builders.MERGED_TOKENS]
+    merges = [tuple(merge.split(" ")) for merge in builders.MERGES]
+    backend = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(texts)}, merges=merges))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(text, special=True) for text in builders.SPECIAL])
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|im_end|>", chat_template=builders.CHAT_TEMPLATE
+    )
+
+
+def write_pair(folder: Path) -> tuple[Path, Path]:
+    """Write a small model that mostly agrees with a large one; return their folders."""
+    # vLLM's attention on a CPU knows heads of 32 and more.
+    builders.HEADS, builders.KV_HEADS, builders.HEAD_SIZE = 2, 1, 32
+    small, large = folder / "small", folder / "large"
+    for path, model in (
+        (large, builders.tiny_transformer(1)),
+        (small, builders.tiny_transformer(2, agrees_with=1)),
+    ):
+        with torch.no_grad():  # ids that stand for nothing are never likely in a real model
+            model.lm_head.weight[-builders.PADDING :] = 0
+        model.save_pretrained(path)
+        tiny_tokenizer().save_pretrained(path)
+    return small, large
