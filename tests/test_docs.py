@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FOLDERS = [
     "cli", "labelling", "training", "evaluation", "routers", "judges", "tasks", "exchange",
-    "simulation", "diagnosis", "causes", "r2r", "speed", "grading",
+    "simulation", "diagnosis", "causes", "r2r", "speed", "grading", "serving", "vllm",
 ]  # fmt: skip
 """Folders that the README names as a whole."""
 

@@ -1,0 +1,178 @@
+"""What a token costs on vLLM: plain decoding, the plugin, routed rows, a request per token.
+
+    python benchmarks/vllm_cost.py --small SMALL --large LARGE --out benchmarks/results/vllm.json
+
+SMALL and LARGE are folders of safetensors. Both servers are started here (the Python that runs this
+needs vLLM), the small one with the router `random`, so that any share of tokens can be routed. All
+ways take turns; read the ratios. "ideal" is t_small + large_fraction * t_large, each alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crossroads.artifacts import write_json
+from crossroads.decoding.request import Request
+from crossroads.provenance import provenance
+from crossroads.types import Role
+from crossroads.vllm.client import VllmClient
+from crossroads.vllm.engine import Servers, VllmEngine, has_plugin
+from crossroads.vllm.launch import RunningServer, ServerPlan, free_port, wait_until_ready
+from crossroads.vllm.pair import ElsewherePair, describe_pair
+
+SHARES = (0.05, 0.15, 0.3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Timed:
+    """Seconds per token and row, and the share that the large model wrote."""
+
+    seconds: float
+    large_fraction: float
+
+
+def main() -> None:
+    """Start, measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--small", required=True)
+    parser.add_argument("--large", required=True)
+    parser.add_argument("--args", default="", help="more of vLLM's arguments, for both servers")
+    parser.add_argument("--context", type=int, default=2048)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    pair = describe_pair(
+        options.small, options.large, "random", None, context_length=options.context
+    )
+    context = min(m.info.context_length for m in (pair.models.small, pair.models.large))
+    with tempfile.TemporaryDirectory() as folder:
+        plans = [
+            ServerPlan(name, model, router, context, max(options.rows),
+                       Path(folder) / f"{name}.log", options.args)
+            for name, model, router in (
+                ("small", options.small, "random"), ("large", options.large, "never")
+            )
+        ]  # fmt: skip
+        running = {plan.name: RunningServer(plan, free_port()) for plan in plans}
+        try:
+            wait_until_ready(running, 1800, print)
+            found = asyncio.run(_measure(pair, running, options))
+        finally:
+            for server in running.values():
+                server.stop()
+    result = {"rows": found, "tokens": options.tokens, "provenance": provenance()}
+    print(json.dumps(found, indent=2))
+    if options.out:
+        write_json(options.out, result)
+
+
+async def _measure(
+    pair: ElsewherePair, running: dict[str, RunningServer], options: argparse.Namespace
+) -> dict[str, Any]:
+    small, large = VllmClient([running["small"].url]), VllmClient([running["large"].url])
+    await small.connect()
+    await large.connect()
+    servers = Servers(small, large, await has_plugin(large, pair.models))
+    engine = VllmEngine(pair.models, servers, max_rows=max(options.rows))
+    ways = _ways(engine, servers, options.tokens)
+    found: dict[str, Any] = {}
+    for rows in options.rows:
+        times: dict[str, list[Timed]] = {name: [] for name in ways}
+        for repeat in range(-1, options.repeats):
+            for name, way in ways.items():
+                timed = await way(_requests(pair, rows, repeat, options.tokens))
+                if repeat >= 0:  # the first round warms up
+                    times[name].append(timed)
+        found[str(rows)] = _table(times)
+    await engine.close()
+    return found
+
+
+Way = Callable[[Sequence[Request]], Awaitable[Timed]]
+
+
+def _ways(engine: VllmEngine, servers: Servers, tokens: int) -> dict[str, Way]:
+    def mixed(threshold: float, alone: Role | None = None) -> Way:
+        async def run(requests: Sequence[Request]) -> Timed:
+            requests = [dataclasses.replace(r, threshold=threshold) for r in requests]
+            started = time.perf_counter()
+            traces = await asyncio.gather(*(_trace(engine, r, alone) for r in requests))
+            seconds = time.perf_counter() - started
+            usage = sum((t.usage for t in traces[1:]), traces[0].usage)
+            per_row = usage.generated_tokens / len(requests)
+            return Timed(seconds / per_row, usage.large_fraction)
+
+        return run
+
+    async def plain(requests: Sequence[Request]) -> Timed:
+        started = time.perf_counter()
+        await asyncio.gather(*(_plain(servers.small, r, tokens, tokens) for r in requests))
+        return Timed((time.perf_counter() - started) / tokens, 0.0)
+
+    async def one_by_one(requests: Sequence[Request]) -> Timed:
+        started = time.perf_counter()
+        await asyncio.gather(*(_plain(servers.small, r, tokens, 1) for r in requests))
+        return Timed((time.perf_counter() - started) / tokens, 0.0)
+
+    return {
+        "small, plain": plain,
+        "small, plugin": mixed(1.5, Role.SMALL),
+        "small, a request per token": one_by_one,
+        "large alone": mixed(0.0, Role.LARGE),
+        **{f"routed {share:g}": mixed(1 - share) for share in SHARES},
+    }
+
+
+async def _trace(engine: VllmEngine, request: Request, alone: Role | None) -> Any:
+    events = [event async for event in engine.generate(request, alone=alone)]
+    return events[-1].trace
+
+
+async def _plain(client: VllmClient, request: Request, count: int, at_once: int) -> None:
+    """Let a server write `count` tokens, so many per request, without the plugin."""
+    tokens = list(request.prompt_ids)
+    for _ in range(0, count, at_once):
+        stream = client.write(tokens, at_once, lambda _: {"temperature": 0})
+        tokens += [token.token_id async for token in stream]
+
+
+def _requests(pair: ElsewherePair, rows: int, repeat: int, tokens: int) -> list[Request]:
+    """Return prompts of 64 tokens that no cache has seen."""
+    generator = np.random.default_rng([rows, repeat + 1, int(time.time_ns() % 2**32)])
+    pieces = pair.models.tokenizer.pieces()
+    known = [i for i, piece in enumerate(pieces) if piece]
+    return [
+        Request(tuple(int(i) for i in generator.choice(known, 64)), max_tokens=tokens)
+        for _ in range(rows)
+    ]
+
+
+def _table(times: dict[str, list[Timed]]) -> dict[str, Any]:
+    middle = {name: statistics.median(t.seconds for t in found) for name, found in times.items()}
+    small, large = middle["small, plain"], middle["large alone"]
+    table: dict[str, Any] = {}
+    for name, found in times.items():
+        share = statistics.median(t.large_fraction for t in found)
+        row = {"ms_per_token": 1000 * middle[name], "x_small": middle[name] / small}
+        if name.startswith("routed"):
+            row |= {"large_fraction": share, "x_ideal": middle[name] / (small + share * large)}
+            row["x_large"] = large / middle[name]
+        table[name] = row
+    return table
+
+
+if __name__ == "__main__":
+    main()
