@@ -43,3 +43,7 @@ class BusyError(EngineError):
 
 class ClosedError(EngineError):
     """An engine that takes no requests any more: it is shutting down, or has stopped."""
+
+
+class StoppedError(ClosedError):
+    """An engine that failed as a whole and is gone."""

@@ -84,6 +84,8 @@ class ModelInfo:
 
     `active_parameters` differs from `parameters` for mixtures of experts only. `dtype` is the
     number type or quantisation of the weights. `max_rows` bounds the caches alive at one time.
+    `most_top`: entries of a distribution that it can tell, for a model behind a server, which
+    tells no hidden states and no whole distribution either; None: all.
     """
 
     name: str
@@ -98,6 +100,7 @@ class ModelInfo:
     eos_ids: tuple[int, ...]
     dtype: str
     tokenizer_fingerprint: str
+    most_top: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,20 @@ class FakeServer:
             return JSONResponse({"error": {"message": "told to"}}, self.refuse)
         if len(body["prompt"]) + body["max_tokens"] > self.model.info.context_length:
             return JSONResponse({"error": {"message": "too long"}}, 400)
+        if not body["stream"]:
+            return JSONResponse(self._whole(body))
         return StreamingResponse(self._events(body), media_type="text/event-stream")
+
+    def _whole(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Return one token, and the log-probabilities of the prompt's own positions."""
+        prompt, top = body["prompt"], body["prompt_logprobs"]
+        read = [None]
+        for end in range(1, len(prompt)):
+            values = self._step({**body, "prompt": prompt[:end], "logprobs": top}, [])
+            read.append({str(i): {"logprob": value} for i, value in values.items()})
+        values = self._step(body, [])
+        choice = self._choice(max(values, key=lambda i: values[i]), values)
+        return {"choices": [{**choice, "prompt_logprobs": read}]}
 
     async def _events(self, body: dict[str, Any]) -> AsyncIterator[bytes]:
         self.open_streams += 1
@@ -88,6 +101,8 @@ class FakeServer:
         cache.release()
         assert out.logits_NV is not None
         row_V = out.logits_NV[0].clone()
+        if self.router is None:
+            row_V = row_V.log_softmax(0)
         order = Order.from_xargs(body.get("vllm_xargs"))
         if order is not None and self.router is not None:
             rows = [OrderedRow(order, prompt, output)]
@@ -97,10 +112,13 @@ class FakeServer:
         return {i: max(value, -9999.0) for i, value in pairs}
 
     def _event(self, token_id: int, values: dict[int, float]) -> bytes:
+        choices = [self._choice(token_id, values)]
+        return b"data: " + json.dumps({"choices": choices}).encode() + b"\n\n"
+
+    def _choice(self, token_id: int, values: dict[int, float]) -> dict[str, Any]:
         named = {f"token_id:{i}": value for i, value in values.items()}
         logprobs = {"tokens": [f"token_id:{token_id}"], "top_logprobs": [named]}
-        choice = {"index": 0, "text": "", "token_ids": [token_id], "logprobs": logprobs}
-        return b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n"
+        return {"index": 0, "text": "", "token_ids": [token_id], "logprobs": logprobs}
 
 
 @contextmanager

@@ -14,11 +14,11 @@ from crossroads.decoding.mixed import MixedModels
 from crossroads.decoding.request import Request
 from crossroads.errors import BusyError, ClosedError, EngineError, RequestError
 from crossroads.models.pairs import Pair
+from crossroads.models.remote_client import Patience, VllmClient
 from crossroads.models.scripted import ScriptedLM, ScriptedTokenizer
 from crossroads.routing.routers.base import Router
 from crossroads.routing.routers.heuristics import entropy, never
 from crossroads.types import Cause, Role, Trace
-from crossroads.vllm.client import Patience, VllmClient
 from crossroads.vllm.engine import OnLoss, Servers, VllmEngine
 from laws.pairs import VOCAB, alone, mixed, random_requests, scripted_pair
 from orchestrator.fake_server import FakeServer, fake_server

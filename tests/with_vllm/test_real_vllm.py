@@ -22,12 +22,12 @@ from crossroads.decoding.mixed import MixedModels, generate
 from crossroads.decoding.request import Request
 from crossroads.decoding.single import generate_alone
 from crossroads.errors import RouterError
+from crossroads.models.remote_client import VllmClient
 from crossroads.models.transformers import TransformersLM
 from crossroads.routing.checkpoint import RouterCard, SmallModelId, save_router
 from crossroads.routing.routers.neural import NeuralRouter, build_network
 from crossroads.sampling import SamplingParams
 from crossroads.types import Role, Trace
-from crossroads.vllm.client import VllmClient
 from crossroads.vllm.engine import Servers, VllmEngine, has_plugin
 from crossroads.vllm.launch import RunningServer, ServerPlan, free_port, wait_until_ready
 from crossroads.vllm.pair import ElsewherePair, describe_pair

@@ -222,6 +222,7 @@ def _local(
     """Yield what makes the service of a pair in this process."""
     from crossroads.decoding.engine import Engine
     from crossroads.decoding.mixed import MixedModels
+    from crossroads.models.catalogue import REMOTE
     from crossroads.routing.choose import choose_router
     from crossroads.serving.service import Served, make_service
 
@@ -231,7 +232,11 @@ def _local(
         mixed = MixedModels(pair.small, pair.large, chosen.router, pair.tokenizer, cut)
 
         async def make() -> Service:
-            engine = Engine(mixed, max_rows=capacity.rows, max_waiting=capacity.queue)
+            # While a server reads, the rows that are here may go on.
+            elsewhere = pair.large.info.engine == REMOTE
+            engine = Engine(
+                mixed, max_rows=capacity.rows, max_waiting=capacity.queue, overlap=elsewhere
+            )
             served = Served(pair.name, chosen.router.name, chosen.card)
             return make_service(engine, served, options)
 

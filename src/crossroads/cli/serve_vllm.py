@@ -162,7 +162,7 @@ async def make_engine(
 
 
 async def _connect(options: VllmOptions, pair: ElsewherePair) -> Servers:
-    from crossroads.vllm.client import VllmClient
+    from crossroads.models.remote_client import VllmClient
     from crossroads.vllm.engine import OnLoss, Servers, has_plugin
 
     assert options.small_url is not None

@@ -20,7 +20,7 @@ from crossroads.decoding.mixed import MixedLoop, MixedModels
 from crossroads.decoding.reading import Event, checked
 from crossroads.decoding.request import Request, check_request
 from crossroads.decoding.single import SingleLoop
-from crossroads.errors import BusyError, ClosedError, CrossroadsError
+from crossroads.errors import BusyError, ClosedError, CrossroadsError, StoppedError
 from crossroads.types import ModelInfo, Role
 
 _LOOK_AGAIN = 0.05  # seconds between two looks at whether a draining engine is empty
@@ -276,13 +276,13 @@ class Engine:
     # The thread
 
     def _serve(self) -> None:
-        reason = ClosedError("the engine was closed")
+        reason: ClosedError = ClosedError("the engine was closed")
         try:
             while self._take_mail():
                 self._admit()
                 self._step()
         except Exception as error:  # noqa: BLE001  a thread that died in silence would hang them all
-            reason = ClosedError(f"the engine stopped: {error}")
+            reason = StoppedError(f"the engine stopped: {error}")
         self._closed = reason
         while not self._inbox.empty():
             self._waiting.extend(filter(None, [self._inbox.get()]))

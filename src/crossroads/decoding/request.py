@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -77,9 +78,30 @@ def check_request(request: Request, models: Sequence[ModelInfo]) -> None:
                 f"{info.context_length}, with no room to answer; shorten it or load with a larger "
                 "context"
             )
+        _check_told(request, info)
         outside = [t for t in request.prompt_ids if not 0 <= t < info.vocab_size]
         if outside:
             raise RequestError(f"token id {outside[0]} is outside {info.name}'s vocabulary")
+
+
+def _check_told(request: Request, info: ModelInfo) -> None:
+    """Refuse what needs more of a distribution than a model's server tells."""
+    if info.most_top is None:
+        return
+    if request.sampling.needs_logits:
+        raise RequestError(
+            f"sampling and penalties need the whole distribution, which the server of {info.name} "
+            "does not tell; send temperature 0 and no penalties"
+        )
+    for name, wanted in (
+        ("logprobs", request.logprobs or 0),
+        ("revise_below", math.floor(1 / request.revise_below) if request.revise_below else 0),
+    ):
+        if wanted > info.most_top:
+            raise RequestError(
+                f"{name} needs the {wanted} likeliest tokens, and the server of {info.name} tells "
+                f"{info.most_top}"
+            )
 
 
 def _check_count(name: str, value: object, least: int) -> None:

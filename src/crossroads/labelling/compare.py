@@ -101,15 +101,18 @@ def _teacher_forced(
 def _large_outputs(
     large: CausalLM, prompt_ids: Sequence[int], response_ids: Sequence[int], small_N: Tensor
 ) -> LargeOutputs:
-    """Return the large model's view of the N positions."""
-    want = Want(positions="all", top_k=LARGE_TOP_K, logits=True)
+    """Return the large model's view of the N positions.
+
+    A server that tells its likeliest tokens only gives, for another one, no more than a bound: the
+    least of those that it told. The token is at most as likely as that.
+    """
+    want = Want(positions="all", top_k=LARGE_TOP_K, logits=large.info.most_top is None)
     ids_N2 = torch.stack([torch.tensor(list(response_ids)), small_N], dim=1)
     top_ids, top_logprobs, chosen = [], [], []
     start = 0
     for output in _teacher_forced(large, prompt_ids, response_ids, want):
-        assert output.logits_NV is not None
-        part_N2 = ids_N2[start : start + len(output.logits_NV)]
-        chosen.append(output.logits_NV.gather(1, part_N2) - output.logsumexp_N[:, None])
+        part_N2 = ids_N2[start : start + len(output.top_ids_NK)]
+        chosen.append(_logits_of(output, part_N2) - output.logsumexp_N[:, None])
         top_ids.append(output.top_ids_NK)
         top_logprobs.append(output.top_logits_NK - output.logsumexp_N[:, None])
         start += len(part_N2)
@@ -120,6 +123,15 @@ def _large_outputs(
         top_ids_NK=torch.cat(top_ids),
         top_logprobs_NK=torch.cat(top_logprobs),
     )
+
+
+def _logits_of(output: StepOutput, ids_N2: Tensor) -> Tensor:
+    """Return the logits of two ids at each position, or the least top logit where that is less."""
+    if output.logits_NV is not None:
+        return output.logits_NV.gather(1, ids_N2)
+    same_N2K = output.top_ids_NK[:, None, :] == ids_N2[:, :, None]
+    least_N1 = output.top_logits_NK[:, -1:]
+    return torch.where(same_N2K, output.top_logits_NK[:, None, :], least_N1[:, :, None]).amax(2)
 
 
 def _check(comparison: Comparison) -> None:

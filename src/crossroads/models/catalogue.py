@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from crossroads.errors import PairError
@@ -15,6 +15,7 @@ DEFAULT_PAIR = "qwen2.5-coder"
 
 LLAMACPP = "llamacpp"
 TRANSFORMERS = "transformers"
+REMOTE = "remote"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,8 @@ class ModelSpec:
     """One model and where its weights are: exactly one of `file`, `repo` and `path` is given.
 
     file: a GGUF named by hash. repo: a repository of safetensors on the hub, at `revision`.
-    path: a GGUF or a folder on the user's disk. Parameters are approximate counts, for tables;
+    path: a GGUF or a folder on the user's disk. urls: of vLLM servers that run the model; then
+    only its configuration and tokenizer are read. Parameters are approximate counts, for tables;
     `active_parameters` differs for mixtures of experts only.
     """
 
@@ -31,6 +33,7 @@ class ModelSpec:
     file: WeightsFile | None = None
     repo: str | None = None
     path: Path | None = None
+    urls: tuple[str, ...] = ()
     revision: str = "main"
     approx_parameters: float = 0.0
     active_parameters: float = 0.0
@@ -178,11 +181,14 @@ def find_model(reference: str) -> ModelSpec:
     """Return the model that a reference means.
 
     A reference is a name of the catalogue, a path to a .gguf file, a path to a folder that
-    transformers wrote, or `org/repo` on the hub; a path that exists wins over a hub name.
+    transformers wrote, or `org/repo` on the hub; a path that exists wins over a hub name. A folder
+    or repository with `@URL` (or `@URL,URL`) behind it is one that vLLM servers run.
 
     Raises:
         PairError: it is none of these.
     """
+    if "@http" in reference:
+        return _remote(*reference.split("@", 1))
     if reference in MODELS:
         return MODELS[reference]
     path = Path(reference).expanduser()
@@ -203,6 +209,16 @@ def find_model(reference: str) -> ModelSpec:
         _unknown("model", reference, MODELS)
         + "; or give a .gguf file, a transformers folder or org/repo"
     )
+
+
+def _remote(reference: str, urls: str) -> ModelSpec:
+    spec = find_model(reference)
+    if spec.engine != TRANSFORMERS:
+        raise PairError(
+            f"a model that a server runs is named by its folder or repository of safetensors, got "
+            f"{reference!r}"
+        )
+    return replace(spec, engine=REMOTE, urls=tuple(urls.split(",")))
 
 
 def find_pair_or_models(name: str) -> tuple[ModelSpec, ...]:

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from crossroads.errors import PairError
+from crossroads.errors import EngineError, PairError
 from crossroads.models.base import CausalLM, Tokenizer
 from crossroads.models.catalogue import (
     DEFAULT_PAIR,
     LLAMACPP,
     PAIRS,
+    REMOTE,
     ModelSpec,
     PairSpec,
     find_model,
@@ -216,6 +217,21 @@ def _load(spec: ModelSpec, path: Path, size: _LoadSize, progress: Progress | Non
             threads=size.threads,
             fingerprint=spec.file.sha256 if spec.file else file_sha256(path, progress),
         )
+    if spec.engine == REMOTE:
+        return _connect(spec, path, size)
     from crossroads.models.transformers import TransformersLM  # noqa: PLC0415
 
     return TransformersLM.load(path, context_length=size.context_length, max_rows=size.max_rows)
+
+
+def _connect(spec: ModelSpec, path: Path, size: _LoadSize) -> CausalLM:
+    try:
+        from crossroads.models.remote import RemoteLM  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise EngineError(
+            f"a model behind a server needs {error.name}; install it with: pip install httpx2"
+        ) from error
+    from crossroads.models.hf_describe import describe  # noqa: PLC0415
+
+    info = describe(path, engine=REMOTE, context_length=size.context_length, max_rows=size.max_rows)
+    return RemoteLM(info, spec.urls)

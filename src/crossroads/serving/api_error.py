@@ -19,6 +19,7 @@ from crossroads.errors import (
     CrossroadsError,
     EngineError,
     RequestError,
+    StoppedError,
 )
 from crossroads.names import nearest
 
@@ -200,7 +201,7 @@ def engine_failed() -> ApiError:
     """Return a 503: the engine failed while it worked."""
     return ApiError(
         503,
-        "the engine failed on this request; try again, and see the server's log",
+        "the engine failed; try again, and see the server's log",
         type=_SERVER,
         code="engine_failed",
     )
@@ -226,6 +227,8 @@ def from_error(error: CrossroadsError, retry_after: float = _RETRY_SECONDS) -> A
             return invalid_request(str(error))
         case BusyError():
             return queue_full(retry_after)
+        case StoppedError():
+            return engine_failed()
         case ClosedError():
             return shutting_down()
         case EngineError():

@@ -19,9 +19,9 @@ from crossroads.decoding.mixed import MixedModels
 from crossroads.decoding.reading import Event
 from crossroads.decoding.request import Request, RowState, check_request
 from crossroads.errors import BusyError, ClosedError, CrossroadsError, EngineError, RequestError
+from crossroads.models.remote_client import VllmClient, WireToken
 from crossroads.sampling import SamplingParams
 from crossroads.types import Cause, ModelInfo, Role, TokenRecord
-from crossroads.vllm.client import VllmClient, WireToken
 from crossroads.vllm.row import NEVER, RemoteRow, check_served
 from crossroads.vllm.wire import REPORTED, Order, ReservedIds, Step, read_step, reserve
 

@@ -90,7 +90,7 @@ class Order:
             reserved = ReservedIds(**value.pop("reserved"))
             role = Role(value.pop("role"))
             return cls(sampling=sampling, reserved=reserved, role=role, **value)
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, LookupError, AttributeError) as error:
             raise ValueError(
                 f"{XARG} in vllm_xargs is no order of this version: {error}"
             ) from error

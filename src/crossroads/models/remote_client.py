@@ -13,7 +13,7 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -128,11 +128,9 @@ class VllmClient:
             RequestError: the server refuses the request. EngineError: no server answers in time.
         """
         prompt, came = list(tokens), list[int]()  # a copy: the caller's list may grow
-        first_try = time.monotonic()
-        pause = 0.05
-        failures = Counter[str]()
+        attempts = _Attempts(self.patience)
         while len(came) < max_tokens:
-            server = self._choose(row, failures)
+            server = self._choose(row, attempts.failures)
             before = len(came)
             try:
                 body = self._body([*prompt, *came], max_tokens - len(came), options(len(came)))
@@ -140,20 +138,52 @@ class VllmClient:
                     async for token in stream:
                         came.append(token.token_id)
                         yield token
-            except (httpx2.HTTPError, _ServerFaultError, ValueError, KeyError) as error:
-                server.down_until = time.monotonic() + self.patience.down
-                failures[server.url] += 1
+            except FAULTS as error:
                 if len(came) > before:  # it works, if not for long
-                    first_try, pause = time.monotonic(), 0.05
-                if time.monotonic() - first_try + pause > self.patience.give_up:
-                    raise EngineError(
-                        f"no server of {self.model} has answered for "
-                        f"{self.patience.give_up:g} s; the last error was: {_words(error)}"
-                    ) from error
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, 2.0)
+                    attempts = _Attempts(self.patience)
+                await attempts.failed(server, error, self.model)
             else:
                 return
+
+    async def read(
+        self, tokens: Sequence[int], count: int, top: int, row: Sequence[int] = ()
+    ) -> list[Mapping[int, float]]:
+        """Return the log-probabilities of the `top` likeliest tokens at the last `count` positions.
+
+        The first of `count` > 1 makes vLLM read all of the tokens again, past its prefix cache.
+
+        Raises:
+            RequestError: the server refuses the request. EngineError: no server answers in time.
+        """
+        if count == 1:
+            options = {"temperature": 0, "logprobs": top}
+            async with aclosing(self.write(tokens, 1, lambda _: options, row)) as stream:
+                return [token.values async for token in stream]
+        body = self._body(tokens, 1, {"temperature": 0, "logprobs": top, "prompt_logprobs": top})
+        body["stream"] = False
+        reply = await self._again(row, lambda server: self._post(server, body))
+        choice = reply["choices"][0]
+        read = [_by_id(found) for found in choice["prompt_logprobs"][1 - count :]]
+        return [*read, *(token.values for token in _tokens(reply))]
+
+    async def _post(self, server: _Server, body: Mapping[str, Any]) -> dict[str, Any]:
+        reply = await self._client().post(f"{server.url}/v1/completions", json=body)
+        if reply.status_code >= 400:
+            raise self._refused(server, reply.status_code, reply.text)
+        value: dict[str, Any] = reply.json()
+        return value
+
+    async def _again(
+        self, row: Sequence[int], ask: Callable[[_Server], Awaitable[dict[str, Any]]]
+    ) -> dict[str, Any]:
+        """Return the answer of the first server that gives one."""
+        attempts = _Attempts(self.patience)
+        while True:
+            server = self._choose(row, attempts.failures)
+            try:
+                return await ask(server)
+            except FAULTS as error:
+                await attempts.failed(server, error, self.model)
 
     def _choose(self, row: Sequence[int], failures: Mapping[str, int]) -> _Server:
         """Return the server for a row: its own if that is up, else the next by the same rule."""
@@ -186,9 +216,7 @@ class VllmClient:
         async with self._client().stream("POST", url, json=body) as reply:
             if reply.status_code >= 400:
                 text = (await reply.aread()).decode(errors="replace")
-                if reply.status_code in (400, 404, 422):
-                    raise RequestError(f"{server.url} refuses the request: {_message(text)}")
-                raise _ServerFaultError(f"{reply.status_code} {_message(text)}")
+                raise self._refused(server, reply.status_code, text)
             done = False
             async for line in reply.aiter_lines():
                 if line == "data: [DONE]":
@@ -198,6 +226,11 @@ class VllmClient:
                         yield token
             if not done:
                 raise _ServerFaultError("the connection ended in the middle of an answer")
+
+    def _refused(self, server: _Server, status: int, text: str) -> Exception:
+        if status in _REFUSALS:
+            return RequestError(f"{server.url} refuses the request: {_message(text)}")
+        return _ServerFaultError(f"{status} {_message(text)}")
 
     def _client(self) -> httpx2.AsyncClient:
         if self._http is None:
@@ -217,13 +250,51 @@ class VllmClient:
             await http.aclose()
 
 
+_REFUSALS = (400, 404, 422)
+"""The request is wrong, and would be elsewhere."""
+
+
 class _ServerFaultError(Exception):
     """A server that does not do what it should, for now."""
+
+
+FAULTS = (httpx2.HTTPError, _ServerFaultError, ValueError, KeyError)
+"""What is tried again, on another server if there is one."""
+
+
+class _Attempts:
+    """How often one request was tried where, and whether to go on."""
+
+    def __init__(self, patience: Patience) -> None:
+        self._patience = patience
+        self._begun = time.monotonic()
+        self._pause = 0.05
+        self.failures = Counter[str]()
+
+    async def failed(self, server: _Server, error: BaseException, model: str | None) -> None:
+        """Leave a server alone for a while, and wait a little.
+
+        Raises:
+            EngineError: it was tried for long enough.
+        """
+        now = time.monotonic()
+        server.down_until = now + self._patience.down
+        self.failures[server.url] += 1
+        if now - self._begun + self._pause > self._patience.give_up:
+            raise EngineError(
+                f"no server of {model} has answered for {self._patience.give_up:g} s; the last "
+                f"error was: {_words(error)}"
+            ) from error
+        await asyncio.sleep(self._pause)
+        self._pause = min(2 * self._pause, 2.0)
 
 
 def _tokens(event: Mapping[str, Any]) -> list[WireToken]:
     """Return the tokens of one event of vLLM's stream."""
     if "error" in event:
+        status = event["error"].get("code") if isinstance(event["error"], dict) else None
+        if status in _REFUSALS:  # what is found out only once the stream has begun
+            raise RequestError(f"the server refuses the request: {_message(json.dumps(event))}")
         raise _ServerFaultError(_message(json.dumps(event)))
     tokens = []
     for choice in event["choices"]:
@@ -234,6 +305,11 @@ def _tokens(event: Mapping[str, Any]) -> list[WireToken]:
             values = {int(k.removeprefix("token_id:")): v for k, v in (top or {}).items()}
             tokens.append(WireToken(token_id, values))
     return tokens
+
+
+def _by_id(found: Mapping[str, Any]) -> dict[int, float]:
+    """Return vLLM's log-probabilities of a prompt's position by id."""
+    return {int(token_id): value["logprob"] for token_id, value in found.items()}
 
 
 def _message(text: str) -> str:
