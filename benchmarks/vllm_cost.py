@@ -24,9 +24,9 @@ import numpy as np
 
 from crossroads.artifacts import write_json
 from crossroads.decoding.request import Request
+from crossroads.models.remote_client import VllmClient
 from crossroads.provenance import provenance
 from crossroads.types import Role
-from crossroads.vllm.client import VllmClient
 from crossroads.vllm.engine import Servers, VllmEngine, has_plugin
 from crossroads.vllm.launch import RunningServer, ServerPlan, free_port, wait_until_ready
 from crossroads.vllm.pair import ElsewherePair, describe_pair

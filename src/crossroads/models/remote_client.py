@@ -117,18 +117,23 @@ class VllmClient:
         max_tokens: int,
         options: Callable[[int], Mapping[str, Any]],
         row: Sequence[int] = (),
+        *,
+        insist: bool = True,
     ) -> AsyncGenerator[WireToken]:
         """Yield up to `max_tokens` tokens that follow `tokens`, as they come.
 
         options: fields of vLLM's completion request besides these, once so many tokens have come.
         If a connection breaks, what is missing is asked for again, after what has come. row: what
-        chooses the server; the same for all requests of a row.
+        chooses the server; the same for all requests of a row. insist: try again as long as
+        `patience` says; False: each server that is not known to be down once.
 
         Raises:
             RequestError: the server refuses the request. EngineError: no server answers in time.
         """
         prompt, came = list(tokens), list[int]()  # a copy: the caller's list may grow
-        attempts = _Attempts(self.patience)
+        attempts = _Attempts(self.patience, insist=insist)
+        if not insist and not self.available:
+            raise EngineError(f"no server of {self.model} is up")
         while len(came) < max_tokens:
             server = self._choose(row, attempts.failures)
             before = len(came)
@@ -140,8 +145,8 @@ class VllmClient:
                         yield token
             except FAULTS as error:
                 if len(came) > before:  # it works, if not for long
-                    attempts = _Attempts(self.patience)
-                await attempts.failed(server, error, self.model)
+                    attempts = _Attempts(self.patience, insist=insist)
+                await attempts.failed(server, error, self)
             else:
                 return
 
@@ -183,7 +188,12 @@ class VllmClient:
             try:
                 return await ask(server)
             except FAULTS as error:
-                await attempts.failed(server, error, self.model)
+                await attempts.failed(server, error, self)
+
+    @property
+    def available(self) -> bool:
+        """Whether a server is not known to be down."""
+        return any(server.down_until <= time.monotonic() for server in self._servers)
 
     def _choose(self, row: Sequence[int], failures: Mapping[str, int]) -> _Server:
         """Return the server for a row: its own if that is up, else the next by the same rule."""
@@ -265,13 +275,14 @@ FAULTS = (httpx2.HTTPError, _ServerFaultError, ValueError, KeyError)
 class _Attempts:
     """How often one request was tried where, and whether to go on."""
 
-    def __init__(self, patience: Patience) -> None:
+    def __init__(self, patience: Patience, *, insist: bool = True) -> None:
         self._patience = patience
+        self._insist = insist
         self._begun = time.monotonic()
         self._pause = 0.05
         self.failures = Counter[str]()
 
-    async def failed(self, server: _Server, error: BaseException, model: str | None) -> None:
+    async def failed(self, server: _Server, error: BaseException, client: VllmClient) -> None:
         """Leave a server alone for a while, and wait a little.
 
         Raises:
@@ -280,10 +291,14 @@ class _Attempts:
         now = time.monotonic()
         server.down_until = now + self._patience.down
         self.failures[server.url] += 1
+        if not self._insist:
+            if client.available:
+                return
+            raise EngineError(f"no server of {client.model} is up: {_words(error)}") from error
         if now - self._begun + self._pause > self._patience.give_up:
             raise EngineError(
-                f"no server of {model} has answered for {self._patience.give_up:g} s; the last "
-                f"error was: {_words(error)}"
+                f"no server of {client.model} has answered for {self._patience.give_up:g} s; the "
+                f"last error was: {_words(error)}"
             ) from error
         await asyncio.sleep(self._pause)
         self._pause = min(2 * self._pause, 2.0)

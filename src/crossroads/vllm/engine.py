@@ -233,7 +233,9 @@ class VllmEngine:
         return _plain(order.sampling, [])
 
     async def _one(self, client: VllmClient, state: RowState, options: Options) -> WireToken:
-        tokens = client.write(state.tokens, 1, options, state.request.prompt_ids)
+        # A row that may go on without the large model is not to wait for it at each of its tokens.
+        insist = self._servers.on_loss is OnLoss.FAIL
+        tokens = client.write(state.tokens, 1, options, state.request.prompt_ids, insist=insist)
         async with aclosing(tokens):
             async for token in tokens:
                 return token
