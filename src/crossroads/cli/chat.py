@@ -63,7 +63,7 @@ def chat(
     # Checked before the models load: a user should not wait for a sentence about a typo.
     request = request_of(sampling, threshold)
     check_router(router)
-    with models.load(max_rows=1) as pair:
+    with models.load(max_rows=2) as pair:
         chosen = choose_router(router, pair.small.info, pair.large.info)
         failed = _talk(pair, chosen, Settings(request, model, system), color)
     if failed:

@@ -86,7 +86,7 @@ class Conversation:
         self.turns: list[Turn] = []
         self._interactive = interactive
         self._runner = asyncio.Runner()
-        self._engine = Engine(models, max_rows=1)
+        self._engine = Engine(models, max_rows=1, keep=1)  # a turn begins as the one before it
 
     def __enter__(self) -> Conversation:
         return self

@@ -39,6 +39,7 @@ MakeService = Callable[[], Awaitable["Service"]]
 class _Capacity:
     rows: int
     queue: int
+    keep: int
     shutdown: float
 
 
@@ -84,6 +85,13 @@ class _Finite(click.FloatRange):
 )
 @click.option(
     "--queue", default=64, show_default=True, type=click.IntRange(0), help="Answers that may wait."
+)
+@click.option(
+    "--keep",
+    default=4,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Ended answers whose caches are kept, so that a chat's next turn is not read anew.",
 )
 @click.option(
     "--timeout",
@@ -133,6 +141,7 @@ def serve(
     allow_origin: tuple[str, ...],
     rows: int,
     queue: int,
+    keep: int,
     timeout: float,
     shutdown_timeout: float,
     max_body: float,
@@ -159,7 +168,7 @@ def serve(
     safety = Safety(key, hosts_of(host), allow_origin, int(max_body * MIB))
     options = ServiceOptions(seconds=timeout, temperature=default_temperature, log_text=log_prompts)
     allow_many_connections()
-    capacity = _Capacity(rows, queue, shutdown_timeout)
+    capacity = _Capacity(rows, queue, keep, shutdown_timeout)
     routing = _Routing(router, threshold)
     load = _local if backend == "local" else partial(_vllm, vllm)
     with listen(host, port) as listener, load(models, routing, capacity, options) as make:
@@ -226,7 +235,7 @@ def _local(
     from crossroads.routing.choose import choose_router
     from crossroads.serving.service import Served, make_service
 
-    with models.load(max_rows=capacity.rows) as pair:
+    with models.load(max_rows=capacity.rows + capacity.keep) as pair:
         chosen = choose_router(routing.router, pair.small.info, pair.large.info)
         cut = chosen.threshold if routing.threshold is None else routing.threshold
         mixed = MixedModels(pair.small, pair.large, chosen.router, pair.tokenizer, cut)
@@ -235,7 +244,11 @@ def _local(
             # While a server reads, the rows that are here may go on.
             elsewhere = pair.large.info.engine == REMOTE
             engine = Engine(
-                mixed, max_rows=capacity.rows, max_waiting=capacity.queue, overlap=elsewhere
+                mixed,
+                max_rows=capacity.rows,
+                max_waiting=capacity.queue,
+                overlap=elsewhere,
+                keep=capacity.keep,
             )
             served = Served(pair.name, chosen.router.name, chosen.card)
             return make_service(engine, served, options)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol
 
+from crossroads.decoding.kept import KeptCaches
 from crossroads.decoding.mixed import MixedLoop, MixedModels
 from crossroads.decoding.reading import Event, checked
 from crossroads.decoding.request import Request, check_request
@@ -134,21 +135,24 @@ class Engine:
         max_rows: int = 8,
         max_waiting: int | None = None,
         overlap: bool = False,
+        keep: int = 0,
     ) -> None:
         """Start the thread.
 
         max_rows: requests that run at once; the others wait their turn. max_waiting: how many may
-        wait; None: all. overlap: see `MixedLoop`.
+        wait; None: all. overlap: see `MixedLoop`. keep: of how many rows that have ended the caches
+        are kept for rows that begin alike; the models need room for them besides max_rows.
         """
         self._models = models
         sizes = (models.small.info.max_rows, models.large.info.max_rows)
         self._max_rows = min(max_rows, *sizes)
         self._max_waiting = max_waiting
-        self._mixed = MixedLoop(models, overlap=overlap)
+        self._kept = KeptCaches(keep)
+        self._mixed = MixedLoop(models, overlap=overlap, kept=self._kept)
         self._loops: dict[Role | None, MixedLoop | SingleLoop] = {
             None: self._mixed,
-            Role.SMALL: SingleLoop(models.small, Role.SMALL, models.tokenizer),
-            Role.LARGE: SingleLoop(models.large, Role.LARGE, models.tokenizer),
+            Role.SMALL: SingleLoop(models.small, Role.SMALL, models.tokenizer, self._kept),
+            Role.LARGE: SingleLoop(models.large, Role.LARGE, models.tokenizer, self._kept),
         }
         self._inbox: queue.SimpleQueue[_Ticket | None] = queue.SimpleQueue()
         self._waiting: deque[_Ticket] = deque()
@@ -292,6 +296,7 @@ class Engine:
         self._open.clear()
         for loop in self._loops.values():
             loop.close()
+        self._kept.close()
 
     def _take_mail(self) -> bool:
         """Take new requests and cancellations, and wait for one where nothing else is to be done.

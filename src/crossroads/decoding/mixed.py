@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
+from crossroads.decoding.kept import KeptCaches
 from crossroads.decoding.reading import Event, Failure, Read, checked, read_rows
 from crossroads.decoding.request import Request
 from crossroads.decoding.revision import needs_logits, top_k
@@ -48,8 +49,12 @@ class MixedModels:
 class MixedLoop:
     """Rows that come and go; `step` takes each of them on by a token."""
 
-    def __init__(self, models: MixedModels, *, overlap: bool = False) -> None:
+    def __init__(
+        self, models: MixedModels, *, overlap: bool = False, kept: KeptCaches | None = None
+    ) -> None:
         """Start without rows.
+
+        kept: where caches come from and go to; None: rows share nothing.
 
         overlap: let other rows go on while the large model reads, on a thread of its own. It pays
         where the two models do not share their arithmetic (a server, two devices); two engines
@@ -57,6 +62,7 @@ class MixedLoop:
         on it.
         """
         self.models = models
+        self._kept = kept
         self._rows: dict[int, Row] = {}
         self._next_index = 0
         inputs = models.router.inputs
@@ -90,6 +96,7 @@ class MixedLoop:
             models.tokenizer,
             models.threshold,
             looks_back=self._looks_back,
+            kept=self._kept,
         )
         self._rows[row.index] = row
         self._next_index += 1

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from crossroads.decoding.candidates import Candidates, candidates
+from crossroads.decoding.kept import KeptCaches
 from crossroads.decoding.request import Request, RowState
 from crossroads.decoding.revision import Drawn, Refusal, check, logprob, tops
 from crossroads.models.base import CausalLM, KVCache, StepOutput, Tokenizer
@@ -58,6 +59,7 @@ class Row:
         threshold: float,
         *,
         looks_back: bool = False,
+        kept: KeptCaches | None = None,
     ) -> None:
         """Check the request and take a cache of each of the models, small and large.
 
@@ -78,9 +80,10 @@ class Row:
         self._alone = 0  # tokens since the large model was last asked
         self._by_large = 0
         self._told = 0  # records that `news` has returned
-        self.small: KVCache = small.new_cache()
+        self._kept = KeptCaches() if kept is None else kept
+        self.small: KVCache = self._kept.take(Role.SMALL, small, request.prompt_ids)
         try:
-            self.large: KVCache = large.new_cache()
+            self.large: KVCache = self._kept.take(Role.LARGE, large, request.prompt_ids)
         except BaseException:
             self.small.release()
             raise
@@ -124,9 +127,13 @@ class Row:
         self.release()
 
     def release(self) -> None:
-        """Give both caches back."""
-        self.small.release()
-        self.large.release()
+        """Give both caches back; after an engine's error nobody knows what they hold."""
+        if self.state.finish_reason is FinishReason.ERROR:
+            self.small.release()
+            self.large.release()
+            return
+        self._kept.give_back(Role.SMALL, self.small, self.state.tokens)
+        self._kept.give_back(Role.LARGE, self.large, self.state.tokens)
 
     # The small model's turn
 

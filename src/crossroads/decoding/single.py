@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from crossroads.decoding.candidates import candidates
+from crossroads.decoding.kept import KeptCaches
 from crossroads.decoding.reading import Event, Failure, Read, checked, read_rows
 from crossroads.decoding.request import Request, RowState
 from crossroads.decoding.revision import logprob, tops
@@ -33,12 +34,19 @@ class SingleLoop:
     A request's threshold, policy and limits on the large model mean nothing here.
     """
 
-    def __init__(self, model: CausalLM, role: Role, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        model: CausalLM,
+        role: Role,
+        tokenizer: Tokenizer,
+        kept: KeptCaches | None = None,
+    ) -> None:
         """Start without rows.
 
         role: chooses the random stream, so that a row sampled here equals the mixed loop's at its
-        end of the threshold.
+        end of the threshold. kept: as in `MixedLoop`.
         """
+        self._kept = KeptCaches() if kept is None else kept
         self._model = model
         self._role = role
         self._tokenizer = tokenizer
@@ -58,7 +66,8 @@ class SingleLoop:
         """
         state = RowState(request, [self._model.info], self._tokenizer)
         generator = row_generator(request.sampling.seed, self._role)
-        row = _Row(self._next_index, state, self._model.new_cache(), generator)
+        cache = self._kept.take(self._role, self._model, request.prompt_ids)
+        row = _Row(self._next_index, state, cache, generator)
         self._rows[row.index] = row
         self._next_index += 1
         return row.index
@@ -119,8 +128,11 @@ class SingleLoop:
 
     def _leave(self, row: _Row, reason: FinishReason) -> Trace:
         del self._rows[row.index]
-        row.cache.release()
         row.state.finish_reason = reason
+        if reason is FinishReason.ERROR:
+            row.cache.release()
+        else:
+            self._kept.give_back(self._role, row.cache, row.state.tokens)
         return row.state.trace()
 
 
