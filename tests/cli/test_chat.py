@@ -149,7 +149,10 @@ def test_a_turn_is_the_models_answer_to_everything_before_it(
         else:
             (expected,) = alone(pair, Role(model), [request])
         assert trace.token_ids == expected.token_ids
-        assert trace.usage == expected.usage
+        # What a turn shares with the one before it is in the large model's cache.
+        assert trace.usage.lag_tokens <= expected.usage.lag_tokens
+        own, fresh = (dataclasses.replace(t.usage, lag_tokens=0) for t in (trace, expected))
+        assert own == fresh
         assert trace.text == expected.text
         said.append(Message("assistant", trace.text))
     assert content["messages"] == [dataclasses.asdict(message) for message in said]
