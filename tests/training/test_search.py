@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from crossroads.artifacts import read_json
+from crossroads.artifacts import exclusive, read_json
 from crossroads.dataset import LabelledDataset
 from crossroads.errors import ConfigError, DataError
 from crossroads.routing.routers.neural import build_network
@@ -210,8 +210,8 @@ def test_other_settings_and_a_second_process_are_refused(
     with pytest.raises(ConfigError, match="holds a search of another run"):
         search([dataset], undisturbed, other, SilentProgress())
     with (
-        search_module._alone(undisturbed),
-        pytest.raises(ConfigError, match="another process searches in"),
+        exclusive(undisturbed),
+        pytest.raises(ConfigError, match="another process is working in"),
     ):
         search([dataset], undisturbed, CONFIG, SilentProgress())
 

@@ -11,7 +11,8 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol
@@ -121,6 +122,26 @@ def heard(news: News) -> Event:
     return checked(news)
 
 
+async def events_of(
+    engine: GenerationEngine, request: Request, alone: Role | None = None
+) -> AsyncGenerator[Event]:
+    """Yield a request's events up to the one with its trace; closing the iterator cancels it.
+
+    Raises:
+        CrossroadsError: the engine does not take it, or fails at it.
+    """
+    news: asyncio.Queue[News] = asyncio.Queue()
+    accepted = engine.submit(request, news.put_nowait, alone=alone)
+    try:
+        while True:
+            event = heard(await news.get())
+            yield event
+            if event.trace is not None:
+                return
+    finally:
+        accepted.leave()
+
+
 class Engine:
     """Continuous batching over one pair. Not to be used from several event loops' threads at once.
 
@@ -205,16 +226,9 @@ class Engine:
             ClosedError: the engine is closed or was while this request ran.
             EngineError: a model failed at this row.
         """
-        news: asyncio.Queue[News] = asyncio.Queue()
-        submission = self.submit(request, news.put_nowait, alone=alone)
-        try:
-            while True:
-                event = heard(await news.get())
+        async with aclosing(events_of(self, request, alone)) as events:
+            async for event in events:
                 yield event
-                if event.trace is not None:
-                    return
-        finally:
-            submission.leave()
 
     def submit(
         self, request: Request, hear: Callable[[News], None], *, alone: Role | None = None

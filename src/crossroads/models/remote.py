@@ -20,6 +20,7 @@ from torch import Tensor
 from crossroads.errors import EngineError
 from crossroads.models.base import KVCache, StepOutput, Want, check_extend, check_length
 from crossroads.models.remote_client import Patience, VllmClient
+from crossroads.models.token_cache import TokenCache
 from crossroads.types import ModelInfo
 
 Result = TypeVar("Result")
@@ -29,30 +30,10 @@ MOST_TOP = 20
 """Likeliest tokens that a vLLM server tells unless it was started with other --max-logprobs."""
 
 
-class RemoteCache:
-    """The tokens of one row."""
+class RemoteCache(TokenCache):
+    """The tokens of one row; `prompt`, what came first, chooses the row's server."""
 
-    def __init__(self, owner: RemoteLM) -> None:
-        """Take a slot of `owner`."""
-        self._owner: RemoteLM | None = owner
-        self.tokens: list[int] = []
-        self.prompt: tuple[int, ...] = ()  # what came first; it chooses the row's server
-
-    @property
-    def length(self) -> int:
-        """Tokens held."""
-        return len(self.tokens)
-
-    def crop(self, length: int) -> None:
-        """Forget all but the first `length` tokens."""
-        check_length(self, length)
-        del self.tokens[length:]
-
-    def release(self) -> None:
-        """Give the slot back."""
-        if self._owner is not None:
-            self._owner.alive -= 1
-            self._owner = None
+    prompt: tuple[int, ...] = ()
 
 
 class RemoteLM:
@@ -93,7 +74,6 @@ class RemoteLM:
         """Return an empty cache."""
         if self.alive >= self._info.max_rows:
             raise EngineError(f"all {self._info.max_rows} rows of {self._info.name} are in use")
-        self.alive += 1
         return RemoteCache(self)
 
     def fork(self, cache: KVCache, length: int) -> RemoteCache:
@@ -145,7 +125,7 @@ class RemoteLM:
         return await asyncio.gather(*asked)
 
     def _own(self, cache: KVCache) -> RemoteCache:
-        if not isinstance(cache, RemoteCache) or cache._owner is not self:
+        if not isinstance(cache, RemoteCache) or cache.owner is not self:
             raise ValueError(f"a cache that was released, or is not {self._info.name}'s")
         return cache
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from crossroads.errors import EngineError
 from crossroads.models.base import KVCache, StepOutput, Want, check_extend, check_length, summarise
+from crossroads.models.token_cache import TokenCache
 from crossroads.types import Message, ModelInfo
 
 Prefix = tuple[int, ...]
@@ -23,29 +24,8 @@ LogitsFunction = Callable[[Prefix], np.ndarray]
 _HASHED_WINDOW = 16
 
 
-class ScriptedCache:
+class ScriptedCache(TokenCache):
     """The tokens themselves."""
-
-    def __init__(self, owner: ScriptedLM) -> None:
-        """Take a slot of `owner`."""
-        self._owner: ScriptedLM | None = owner
-        self.tokens: list[int] = []
-
-    @property
-    def length(self) -> int:
-        """Tokens held."""
-        return len(self.tokens)
-
-    def crop(self, length: int) -> None:
-        """Forget all but the first `length` tokens."""
-        check_length(self, length)
-        del self.tokens[length:]
-
-    def release(self) -> None:
-        """Give the slot back."""
-        if self._owner is not None:
-            self._owner.alive -= 1
-            self._owner = None
 
 
 class ScriptedLM:
@@ -128,7 +108,6 @@ class ScriptedLM:
         """Return an empty cache."""
         if self.alive >= self._info.max_rows:
             raise EngineError(f"all {self._info.max_rows} rows of {self._info.name} are in use")
-        self.alive += 1
         return ScriptedCache(self)
 
     def fork(self, cache: KVCache, length: int) -> ScriptedCache:
@@ -162,7 +141,7 @@ class ScriptedLM:
     def _own(self, cache: KVCache) -> ScriptedCache:
         if not isinstance(cache, ScriptedCache):
             raise TypeError(f"not a cache of a scripted model: {type(cache).__name__}")
-        if cache._owner is not self:
+        if cache.owner is not self:
             raise ValueError(f"a cache that was released, or is not {self._info.name}'s")
         return cache
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from crossroads.artifacts import (
     ResumableLog,
     canonical_hash,
     ensure_writable,
+    exclusive,
     pin_config,
     write_json,
 )
@@ -71,7 +71,7 @@ def search(
     corpus = Corpus.open(datasets, space.names(), folder / "features", progress)
     check_corpus(corpus, space.names(), space.base.objective)
     space = space.within(corpus)
-    with _alone(folder), _quiet(optuna):
+    with exclusive(folder), _quiet(optuna):
         pin_config(folder / "search-config.json", _identity(corpus, space, config), "a search")
         run = _Search(optuna, corpus, space, folder, config, progress)
         run.to_the_end()
@@ -274,27 +274,6 @@ class _Reporter:
 
     def close(self) -> None:
         """Do nothing: every epoch is on disk."""
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Refuse a second process on one search: each would take the other's trial for a dead one.
-
-    The operating system drops the lock when its holder dies.
-    """
-    if sys.platform == "win32":  # no flock there
-        yield
-        return
-    import fcntl  # noqa: PLC0415  not on every platform
-
-    with (folder / "search.lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"another process searches in {folder}; wait for it, or give another folder"
-            ) from error
-        yield
 
 
 def _import_optuna() -> Any:

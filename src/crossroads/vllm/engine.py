@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from crossroads.decoding.engine import News, heard
+from crossroads.decoding.engine import News, events_of
 from crossroads.decoding.mixed import MixedModels
 from crossroads.decoding.reading import Event
 from crossroads.decoding.request import Request, RowState, check_request
@@ -117,16 +117,9 @@ class VllmEngine:
         self, request: Request, *, alone: Role | None = None
     ) -> AsyncIterator[Event]:
         """Yield the request's tokens; see `decoding.engine.Engine.generate`."""
-        news: asyncio.Queue[News] = asyncio.Queue()
-        submission = self.submit(request, news.put_nowait, alone=alone)
-        try:
-            while True:
-                event = heard(await news.get())
+        async with aclosing(events_of(self, request, alone)) as events:
+            async for event in events:
                 yield event
-                if event.trace is not None:
-                    return
-        finally:
-            submission.leave()
 
     def submit(
         self, request: Request, hear: Callable[[News], None], *, alone: Role | None = None
