@@ -340,7 +340,11 @@ class TestLeftOut:
             ("name", "refusal", "tool_calls", "function_call", "audio", "annotations")
         )
         assert chat(messages=[USER | message]) == chat()
-        options = {"include_usage": None, "include_obfuscation": None}
+        options = {
+            "include_usage": None,
+            "include_obfuscation": None,
+            "continuous_usage_stats": None,
+        }
         assert not chat(stream=True, stream_options=options).include_usage
 
     @pytest.mark.parametrize(

@@ -153,6 +153,18 @@ def test_totals_come_last_and_only_to_who_asks(server: Live) -> None:
     assert last(routing={})["usage"] is None
 
 
+def test_usage_so_far_grows_with_the_answer_to_what_the_end_says(server: Live) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    body = chat(n=2, max_tokens=12, stream=True, stream_options=options)
+    chunks = post(server, body).events[:-1]
+    told = [c["usage"] for c in chunks if c.get("usage")]
+    counts = [usage["completion_tokens"] for usage in told]
+    assert counts == sorted(counts)
+    assert told[-1] == chunks[-1]["usage"]
+    assert told[-2] == told[-1]
+    assert all(u["total_tokens"] == u["prompt_tokens"] + u["completion_tokens"] for u in told)
+
+
 def test_text_comes_while_the_answer_grows() -> None:
     with (
         live(seconds_per_token=0.03) as server,

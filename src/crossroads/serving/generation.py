@@ -44,6 +44,7 @@ class _Generation:
     reply: ReplyFormat
     job: Job
     meter: RequestMeter
+    tokens: int = 0
     started: float = field(default_factory=time.perf_counter)
 
     def end(self, outcome: Outcome) -> None:
@@ -61,6 +62,7 @@ class _Generation:
         try:
             async for index, event in self.job.events():
                 if event.record is not None:
+                    self.tokens += 1
                     self.meter.token(event.record, index)
                 yield index, answers[index].add(event)
         except ApiError:
@@ -92,8 +94,11 @@ class _Generation:
         try:
             async for index, delta in self.deltas():
                 chunk = self.reply.chunk(index, delta)
-                if chunk is not None:
-                    yield server_event(chunk)
+                if chunk is None:
+                    continue
+                if self.work.usage_so_far:
+                    chunk["usage"] = self.work.usage(self.tokens)
+                yield server_event(chunk)
         except ApiError as error:
             yield server_event(error.body())
             return

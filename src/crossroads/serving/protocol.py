@@ -133,6 +133,11 @@ class GenerationRequest(Body):
         """Whether a stream ends with the usage."""
         return self.stream_options is not None and self.stream_options.include_usage
 
+    @property
+    def usage_so_far(self) -> bool:
+        """Whether every chunk of a stream tells the usage so far."""
+        return self.stream_options is not None and self.stream_options.continuous_usage_stats
+
     def sampling(self, default_temperature: float, choice: int = 0) -> SamplingParams:
         """Return how the tokens of a choice are drawn, the first being choice 0.
 

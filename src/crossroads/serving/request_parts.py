@@ -85,6 +85,9 @@ class StreamOptions(Body):
     """What a stream brings beside the text."""
 
     include_usage: bool = Field(False, description="One more chunk with the usage, at the end.")
+    continuous_usage_stats: bool = Field(
+        False, description="The usage so far in every chunk, as vLLM's servers tell it."
+    )
     include_obfuscation: bool = Field(False, description="Accepted; has no effect.")
 
 

@@ -71,6 +71,7 @@ class Work:
     options: ReplyOptions
     routing: bool
     include_usage: bool
+    usage_so_far: bool
     stream: bool
     choices_per_prompt: int
     field: str
@@ -79,6 +80,15 @@ class Work:
     def alone(self) -> Role | None:
         """Which model answers by itself; None: both."""
         return MODELS[self.model]
+
+    def usage(self, completion_tokens: int) -> dict[str, int]:
+        """Return `usage`: each prompt counts once, however many choices it had."""
+        prompt_tokens = sum(len(r.prompt_ids) for r in self.requests[:: self.choices_per_prompt])
+        return {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +197,7 @@ class Service:
             ),
             routing=request.routing is not None,
             include_usage=request.include_usage,
+            usage_so_far=request.usage_so_far,
             stream=request.stream,
             choices_per_prompt=request.n,
             field=field,
@@ -235,15 +246,7 @@ class Service:
     def totals(self, work: Work, traces: Sequence[Trace]) -> dict[str, Any]:
         """Return `usage`, and `routing` if it was asked for: counts of the traces."""
         usage = sum((trace.usage for trace in traces), Usage())
-        # Each prompt once, however many choices it had.
-        prompt_tokens = sum(len(r.prompt_ids) for r in work.requests[:: work.choices_per_prompt])
-        values: dict[str, Any] = {
-            "usage": {
-                "prompt_tokens": prompt_tokens,
-                "completion_tokens": usage.generated_tokens,
-                "total_tokens": prompt_tokens + usage.generated_tokens,
-            }
-        }
+        values: dict[str, Any] = {"usage": work.usage(usage.generated_tokens)}
         if work.routing:
             values["routing"] = self._routing(work, usage, traces)
         return values
