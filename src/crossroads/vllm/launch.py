@@ -70,7 +70,8 @@ class ServerPlan:
 
     def environment(self) -> dict[str, str]:
         """Return the process's environment."""
-        values = {**os.environ, ROUTER: self.router}
+        # The second model runner, where vLLM would take it, has other logits processors.
+        values = {"VLLM_USE_V2_MODEL_RUNNER": "0", **os.environ, ROUTER: self.router}
         if self.devices is not None:
             values["CUDA_VISIBLE_DEVICES"] = self.devices
         return values
