@@ -1,4 +1,4 @@
-"""The wheel holds everything: every module imports from it, and the page's template is inside."""
+"""The wheel holds everything: every module imports from it, and the pages are inside."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ import crossroads
 root = pathlib.Path(crossroads.__file__).parent
 assert str(root).startswith(sys.argv[1]), root
 for module in pkgutil.walk_packages([str(root)], "crossroads."):
-    if not module.name.endswith("__main__"):
+    # What runs inside vLLM imports it, and it cannot be installed beside the rest (./test-vllm).
+    if not module.name.endswith(("__main__", "crossroads.vllm.processor")):
         importlib.import_module(module.name)
 assert (root / "evaluation" / "report.html.j2").exists()
+assert (root / "serving" / "page" / "app.js").exists()
 assert (root / "py.typed").exists()
 """
 
