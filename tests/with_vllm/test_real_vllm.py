@@ -229,7 +229,7 @@ def test_routers_that_vllm_cannot_feed_are_refused_by_name(real: Real, tmp_path:
     )
     config = SimpleNamespace(model_config=model)
     for name, width, what in (("previous_entropy", 8, "the row's last tokens"),):
-        network = build_network("mlp", {"inputs": [name], "widths": [width], "projection": 0,
+        network = build_network("mlp", {"inputs": [name], "widths": [width], "projection": 2,
                                         "width": 4, "depth": 1, "dropout": 0.0,
                                         "members": 1})  # fmt: skip
         card = RouterCard(SmallModelId.of(small), "large", "", "tiny", MIDDLE)
@@ -237,7 +237,7 @@ def test_routers_that_vllm_cannot_feed_are_refused_by_name(real: Real, tmp_path:
         with pytest.raises(RouterError, match=what):
             _load(str(tmp_path / name), config)
     other = dataclasses.replace(SmallModelId.of(small), hidden_size=128)
-    network = build_network("mlp", {"inputs": ["entropy"], "widths": [1], "projection": 0,
+    network = build_network("mlp", {"inputs": ["entropy"], "widths": [1], "projection": 2,
                                     "width": 4, "depth": 1, "dropout": 0.0,
                                     "members": 1})  # fmt: skip
     card = RouterCard(other, "large", "", "tiny", MIDDLE)
