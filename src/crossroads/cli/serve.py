@@ -202,6 +202,8 @@ def _log_to_stderr() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     # What it has to tell when it starts and stops, we tell ourselves.
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    # A line for each token of the large model is none for people.
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
 
 
 async def _serve(
