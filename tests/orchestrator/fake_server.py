@@ -34,7 +34,8 @@ class FakeServer:
     """A running server and what it saw; the fields may be changed while it runs.
 
     break_after: tokens after which each stream is cut off in the middle; None: never. refuse: the
-    status with which requests are answered; 0: properly. delay: seconds before each token.
+    status with which requests are answered; 0: properly. silent: streams end
+    without a token. delay: seconds before each token.
     """
 
     model: ScriptedLM
@@ -43,6 +44,7 @@ class FakeServer:
     requests: list[dict[str, Any]] = field(default_factory=list)
     break_after: int | None = None
     refuse: int = 0
+    silent: bool = False
     delay: float = 0.0
     open_streams: int = 0
     tokens_sent: int = 0
@@ -78,7 +80,7 @@ class FakeServer:
         self.open_streams += 1
         try:
             output: list[int] = []
-            for count in range(body["max_tokens"]):
+            for count in range(0 if self.silent else body["max_tokens"]):
                 if self.break_after is not None and count >= self.break_after:
                     return  # without [DONE]
                 await asyncio.sleep(self.delay)

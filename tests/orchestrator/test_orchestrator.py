@@ -16,15 +16,19 @@ from crossroads.errors import BusyError, ClosedError, EngineError, RequestError
 from crossroads.models.pairs import Pair
 from crossroads.models.remote_client import Patience, VllmClient
 from crossroads.models.scripted import ScriptedLM, ScriptedTokenizer
+from crossroads.routing.choose import ChosenRouter
 from crossroads.routing.routers.base import Router
 from crossroads.routing.routers.heuristics import entropy, never
+from crossroads.sampling import SamplingParams
 from crossroads.types import Cause, Role, Trace
 from crossroads.vllm.engine import OnLoss, Servers, VllmEngine
+from crossroads.vllm.pair import ElsewherePair
 from laws.pairs import VOCAB, alone, mixed, random_requests, scripted_pair
 from orchestrator.fake_server import FakeServer, fake_server
 
 MIDDLE = 0.65
 SPARE = 3
+PENALISED = SamplingParams(frequency_penalty=1.0)
 HASTY = Patience(connect=1.0, token=5.0, down=0.05, give_up=1.0)
 
 
@@ -241,6 +245,26 @@ def test_when_no_large_server_answers_a_row_fails_or_goes_on_as_was_chosen() -> 
         assert all(r.score >= MIDDLE for r in lost if r.score is not None)
 
 
+@pytest.mark.parametrize("role", [None, Role.SMALL, Role.LARGE])
+def test_a_server_that_ends_answers_early_is_an_error_and_no_endless_wait(
+    role: Role | None,
+) -> None:
+    requests = random_requests(1, 3, vocab=VOCAB - SPARE)
+    with line() as found:
+        found.small.silent = found.large.silent = True
+        with pytest.raises(EngineError, match="ended an answer before its end"):
+            found.run(requests, [role])
+
+
+def test_a_pair_is_no_longer_than_its_servers() -> None:
+    pair = spare_pair()
+    models = MixedModels(pair.small, pair.large, entropy(VOCAB), pair.tokenizer, MIDDLE)
+    whole = ElsewherePair("p", models, ChosenRouter(models.router, MIDDLE))
+    for contexts, length in (((0, 0), 256), ((100, 0), 100), ((300, 80), 80)):
+        cut = whole.within(contexts).models
+        assert {cut.small.info.context_length, cut.large.info.context_length} == {length}
+
+
 def test_a_caller_who_leaves_frees_both_servers_at_once() -> None:
     with line() as found:
         found.small.delay = 0.02
@@ -290,8 +314,9 @@ def test_servers_without_the_plugin_are_named_or_served_as_far_as_they_go() -> N
     greedy = [dataclasses.replace(r, prompt_ids=r.prompt_ids[:5]) for r in greedy]
     with line(plugin_in_large=False) as found:
         same(found.run(greedy), mixed(spare_pair(), greedy, MIDDLE))
-        with pytest.raises(RequestError, match="send temperature 0"):
-            found.run(sampled)
+        for request in (*sampled, dataclasses.replace(greedy[0], sampling=PENALISED)):
+            with pytest.raises(RequestError, match="send temperature 0 and no penalties"):
+                found.run([request])
         found.small.router = None
         with pytest.raises(EngineError, match="answers without the Crossroads plugin"):
             found.run(greedy)

@@ -16,6 +16,7 @@ from crossroads.cli.options import FOLDER, PairOptions
 from crossroads.errors import ConfigError
 
 if TYPE_CHECKING:
+    from crossroads.decoding.mixed import MixedModels
     from crossroads.vllm.engine import Servers, VllmEngine
     from crossroads.vllm.launch import RunningServer, ServerPlan
     from crossroads.vllm.pair import ElsewherePair
@@ -157,18 +158,18 @@ async def make_engine(
     """
     from crossroads.vllm.engine import VllmEngine
 
-    servers = await _connect(options, pair)
-    return VllmEngine(pair.models, servers, max_rows=rows, max_waiting=queue)
+    servers, models = await _connect(options, pair)
+    return VllmEngine(models, servers, max_rows=rows, max_waiting=queue)
 
 
-async def _connect(options: VllmOptions, pair: ElsewherePair) -> Servers:
+async def _connect(options: VllmOptions, pair: ElsewherePair) -> tuple[Servers, MixedModels]:
     from crossroads.models.remote_client import VllmClient
     from crossroads.vllm.engine import OnLoss, Servers, has_plugin
 
     assert options.small_url is not None
     small, large = VllmClient([options.small_url]), VllmClient(options.large_url)
-    await small.connect()
-    await large.connect()
+    contexts = [(await client.connect()).context_length for client in (small, large)]
+    models = pair.within(contexts).models
     if not await has_plugin(small, pair.models):
         from crossroads.errors import EngineError
 
@@ -177,4 +178,5 @@ async def _connect(options: VllmOptions, pair: ElsewherePair) -> Servers:
             "beside its vLLM, set CROSSROADS_ROUTER, and start it with "
             "--logprobs-mode processed_logits"
         )
-    return Servers(small, large, await has_plugin(large, pair.models), OnLoss(options.on_loss))
+    servers = Servers(small, large, await has_plugin(large, models), OnLoss(options.on_loss))
+    return servers, models

@@ -127,10 +127,11 @@ class VllmEngine:
         """Accept a request; see `decoding.engine.Engine.submit`."""
         check_request(request, self._infos(alone))
         check_served(request)
-        if alone is None and not request.sampling.greedy and not self._servers.large_has_plugin:
+        plain = not self._servers.large_has_plugin
+        if alone is None and plain and request.sampling.needs_logits:
             raise RequestError(
-                "the large model's server draws by its own random numbers; install the plugin "
-                "there too, or send temperature 0"
+                "the large model's server draws by its own random numbers and counts penalties its "
+                "own way; install the plugin there too, or send temperature 0 and no penalties"
             )
         if self._closed is not None:
             raise self._closed
@@ -194,6 +195,7 @@ class VllmEngine:
         tokens = self._servers.small.write(
             row.state.tokens, stretch.max_tokens, options, row.request.prompt_ids
         )
+        before = len(row.state.records)
         async with aclosing(tokens):
             async for token in tokens:
                 step = read_step(token.token_id, token.values, self._reserved)
@@ -202,6 +204,8 @@ class VllmEngine:
                 hear(self._event(row, row.small_wrote(step), alone=False))
                 if row.finished:
                     return None
+        if len(row.state.records) == before:
+            raise _silent(self._servers.small)
         return None
 
     async def _large_writes(self, row: RemoteRow, step: Step) -> TokenRecord:
@@ -218,11 +222,6 @@ class VllmEngine:
     def _large_options(self, order: Order) -> Options:
         if self._servers.large_has_plugin:
             return _ordered(order, [])
-        if order.sampling.penalises:
-            # A plain server counts what we call generated as its prompt.
-            raise RequestError(
-                "penalties need the plugin in the large model's server; leave them out"
-            )
         return _plain(order.sampling, [])
 
     async def _one(self, client: VllmClient, state: RowState, options: Options) -> WireToken:
@@ -232,7 +231,7 @@ class VllmEngine:
         async with aclosing(tokens):
             async for token in tokens:
                 return token
-        raise EngineError(f"the server of {client.model} answered without a token")
+        raise _silent(client)
 
     async def _alone(self, row: RemoteRow, role: Role, hear: Callable[[News], None]) -> None:
         """Let one model write a row to its end."""
@@ -248,6 +247,7 @@ class VllmEngine:
                 hear(self._event(row, row.wrote_alone(token.token_id, role), alone=True))
                 if row.finished:
                     return
+        raise _silent(client)  # it ended, and the answer has not
 
     def _event(self, row: RemoteRow, record: TokenRecord, *, alone: bool) -> Event:
         trace = row.trace(alone=alone) if row.finished else None
@@ -277,6 +277,10 @@ class VllmEngine:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._servers.small.close()
         await self._servers.large.close()
+
+
+def _silent(client: VllmClient) -> EngineError:
+    return EngineError(f"the server of {client.model} ended an answer before its end")
 
 
 def _ordered(order: Order, stop: list[int]) -> Options:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from torch import Tensor
 
 from crossroads.decoding.mixed import MixedModels
 from crossroads.errors import EngineError
-from crossroads.models.base import KVCache, StepOutput, Want
+from crossroads.models.base import CausalLM, KVCache, StepOutput, Want
 from crossroads.models.hf_describe import describe
 from crossroads.models.hf_tokenizer import HfTokenizer
 from crossroads.models.pairs import check_pair
@@ -67,6 +67,17 @@ class ElsewherePair:
     name: str
     models: MixedModels
     chosen: ChosenRouter
+
+    def within(self, contexts: Sequence[int]) -> ElsewherePair:
+        """Return the pair with no longer context than its servers have; 0: one does not say."""
+        known = [context for context in contexts if context]
+
+        def cut(model: CausalLM) -> ElsewhereLM:
+            length = min([model.info.context_length, *known])
+            return ElsewhereLM(replace(model.info, context_length=length))
+
+        models = replace(self.models, small=cut(self.models.small), large=cut(self.models.large))
+        return replace(self, models=models)
 
 
 def describe_pair(
