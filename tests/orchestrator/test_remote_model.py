@@ -89,6 +89,23 @@ def test_rows_survive_a_server_that_goes_away_and_fail_when_all_have() -> None:
         assert model.alive == 0
 
 
+def test_a_row_that_the_server_refuses_takes_no_other_with_it() -> None:
+    requests = random_requests(3, 3)
+    expected = mixed(scripted_pair(), requests, MIDDLE)
+    with remote() as (model, fakes):
+        cache = model.new_cache()
+        fakes[0].refuse = 400
+        with pytest.raises(EngineError, match="refuses the request"):
+            model.extend([cache], [[5, 6]])
+        fakes[0].refuse, fakes[0].silent = 0, True
+        with pytest.raises(EngineError, match="fewer than the 1 likeliest"):
+            model.extend([cache], [[5, 6]])
+        assert cache.length == 0
+        cache.release()
+        fakes[0].silent = False
+        assert [t.token_ids for t in run(model, requests)] == [t.token_ids for t in expected]
+
+
 def test_a_failed_extend_changes_no_cache_and_crop_is_a_matter_of_tokens() -> None:
     with remote() as (model, fakes):
         cache = model.new_cache()

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from crossroads.errors import EngineError
+from crossroads.errors import EngineError, RequestError
 from crossroads.models.base import KVCache, StepOutput, Want, check_extend, check_length
 from crossroads.models.remote_client import Patience, VllmClient
 from crossroads.models.token_cache import TokenCache
@@ -106,10 +106,14 @@ class RemoteLM:
         own = [self._own(cache) for cache in caches]
         rows = [[*cache.tokens, *map(int, new)] for cache, new in zip(own, new_tokens, strict=True)]
         prompts = [cache.prompt or tuple(row) for cache, row in zip(own, rows, strict=True)]
-        found = self._wait(self._read(rows, counts, want.top_k, prompts))
+        try:
+            found = self._wait(self._read(rows, counts, want.top_k, prompts))
+        except RequestError as error:  # the server's, of one row; ours were refused above
+            raise EngineError(str(error)) from error
+        output = _output([values for row in found for values in row], counts, want.top_k)
         for cache, row, prompt in zip(own, rows, prompts, strict=True):
             cache.tokens, cache.prompt = row, prompt
-        return _output([values for row in found for values in row], counts, want.top_k)
+        return output
 
     async def _read(
         self,
@@ -151,8 +155,8 @@ def _output(found: Sequence[Mapping[int, float]], counts: Sequence[int], top: in
     Equal log-probabilities are ordered by id, as everywhere.
     """
     rows = [sorted(values.items(), key=lambda pair: (-pair[1], pair[0]))[:top] for values in found]
-    if any(len(row) < top for row in rows):
-        raise EngineError(f"a server told fewer than the {top} likeliest tokens")
+    if len(rows) != sum(counts) or any(len(row) < top for row in rows):
+        raise EngineError(f"a server told fewer than the {top} likeliest tokens of each position")
     if any(row[0][1] > 1e-3 for row in rows):
         raise EngineError(
             "a server tells logits instead of log-probabilities; start it with "
