@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,21 @@ def test_a_matched_system_has_the_live_large_fraction(
     run_system(where, problems, at)
     usages = (answer.trace.usage for answer in where.folder.answers("scripted", at.name))
     assert sum(usages, Usage()).large_fraction == pytest.approx(fraction, abs=0.03)
+
+
+def test_a_good_first_guess_spares_the_other_rounds(tmp_path: Path) -> None:
+    """What calibration saw of the scores is where a trained router's pilot begins."""
+    asked: list[int] = []
+    for guess in (False, True):
+        (system,) = systems("margin~0.3")
+        where = bench(tmp_path / str(guess))
+        if guess:
+            (first,) = systems("margin~0.3")
+            found = matched_threshold(bench(tmp_path / "found"), task(40), first, 0.3, 40)
+            system = replace(system, score_quantiles=(found,) * 101)
+        matched_threshold(where, task(40), system, 0.3, 40)
+        asked.append(len(where.pair.small.calls))  # type: ignore[attr-defined]
+    assert asked[1] < asked[0]
 
 
 def test_a_matched_threshold_is_found_once(tmp_path: Path) -> None:

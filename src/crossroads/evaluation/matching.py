@@ -14,6 +14,7 @@ from crossroads.errors import ConfigError, DataError
 from crossroads.evaluation.folder import slug
 from crossroads.evaluation.run import Bench, identity_of, request_for, traces
 from crossroads.evaluation.systems import System
+from crossroads.routing.choose import HEURISTIC_THRESHOLD
 from crossroads.tasks.evaluation import EvaluationTask
 from crossroads.types import Role
 
@@ -42,7 +43,7 @@ def matched_threshold(
     if (known := _known(path, identity)) is not None:
         return known
     items = task.items[:pilot]
-    threshold = 1 - fraction
+    threshold = _first_guess(system, fraction)
     bench.progress.start(f"{task.name}: {system.name}, matching", PILOT_ROUNDS, "rounds")
     for _ in range(PILOT_ROUNDS):
         tried = replace(system, threshold=threshold)
@@ -58,6 +59,17 @@ def matched_threshold(
     bench.progress.finish()
     write_json(path, {"identity": identity, "threshold": threshold})
     return threshold
+
+
+def _first_guess(system: System, fraction: float) -> float:
+    """Return where the first round of a pilot begins: a good guess spares a round of answers.
+
+    A trained router's is the score that so many of its calibration tokens reach. Of a heuristic
+    nothing is known before; all send some tokens at their usual threshold.
+    """
+    if not system.score_quantiles:
+        return HEURISTIC_THRESHOLD
+    return float(np.quantile(system.score_quantiles, 1 - fraction))
 
 
 def _known(path: Path, identity: Mapping[str, Any]) -> float | None:

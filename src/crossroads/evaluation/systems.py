@@ -41,6 +41,7 @@ class System:
     like: to the large_fraction of that system; fraction: to this one. options: of the requests
     (max_lag, lossless, ...). oracle_ratio: the judge's, for the oracle. recall and positive_rate
     are what calibration promised at the threshold. identity: what tells the router's weights.
+    score_quantiles: its scores on calibration tokens at every percent; empty where not known.
     """
 
     name: str
@@ -55,6 +56,7 @@ class System:
     recall: float | None = None
     positive_rate: float | None = None
     identity: str = ""
+    score_quantiles: tuple[float, ...] = ()
 
     @property
     def matched(self) -> bool:
@@ -168,6 +170,7 @@ def trained_system(chosen: ChosenRouter, name: str = TRAINED) -> System:
         recall=point.get("recall"),
         positive_rate=point.get("positive_rate"),
         identity=fingerprint(chosen.router),
+        score_quantiles=tuple(calibration.get("score_quantiles") or ()),
     )
 
 
@@ -199,6 +202,7 @@ def _changed(
         fraction=fraction,
         like=like,
         identity=system.identity,
+        score_quantiles=system.score_quantiles,
     )
 
 
