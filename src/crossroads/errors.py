@@ -37,6 +37,10 @@ class EngineError(CrossroadsError):
     """An inference engine that is missing or failed while it worked."""
 
 
+class UnreachableError(EngineError):
+    """A model behind servers, none of which answers; the same request may succeed later."""
+
+
 class BusyError(EngineError):
     """An engine with more requests waiting than it takes; the same request may succeed later."""
 

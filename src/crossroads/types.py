@@ -60,6 +60,13 @@ class Cause(StrEnum):
     UNAVAILABLE = "unavailable"
 
 
+class OnLoss(StrEnum):
+    """What a row does when no large server answers: end with an error, or go on small alone."""
+
+    FAIL = "fail"
+    SMALL = "small"
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """One chat message."""

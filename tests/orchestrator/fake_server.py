@@ -35,7 +35,7 @@ class FakeServer:
 
     break_after: tokens after which each stream is cut off in the middle; None: never. refuse: the
     status with which requests are answered; 0: properly. silent: streams end
-    without a token. delay: seconds before each token.
+    without a token. delay: seconds before each token. asleep: seconds before each answer.
     """
 
     model: ScriptedLM
@@ -46,10 +46,14 @@ class FakeServer:
     refuse: int = 0
     silent: bool = False
     delay: float = 0.0
+    asleep: float = 0.0
     open_streams: int = 0
     tokens_sent: int = 0
 
     async def models(self, _: Request) -> Response:
+        await asyncio.sleep(self.asleep)
+        if self.refuse >= 500:
+            return JSONResponse({"error": {"message": "told to"}}, self.refuse)
         info = self.model.info
         card = {"id": info.name, "max_model_len": info.context_length}
         return JSONResponse({"data": [card]})
@@ -57,6 +61,7 @@ class FakeServer:
     async def completions(self, request: Request) -> Response:
         body = json.loads(await request.body())
         self.requests.append(body)
+        await asyncio.sleep(self.asleep)
         if self.refuse:
             return JSONResponse({"error": {"message": "told to"}}, self.refuse)
         if len(body["prompt"]) + body["max_tokens"] > self.model.info.context_length:

@@ -20,8 +20,8 @@ from crossroads.routing.choose import ChosenRouter
 from crossroads.routing.routers.base import Router
 from crossroads.routing.routers.heuristics import entropy, never
 from crossroads.sampling import SamplingParams
-from crossroads.types import Cause, Role, Trace
-from crossroads.vllm.engine import OnLoss, Servers, VllmEngine
+from crossroads.types import Cause, OnLoss, Role, Trace
+from crossroads.vllm.engine import Servers, VllmEngine
 from crossroads.vllm.pair import ElsewherePair
 from laws.pairs import VOCAB, alone, mixed, random_requests, scripted_pair
 from orchestrator.fake_server import FakeServer, fake_server

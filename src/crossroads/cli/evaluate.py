@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from crossroads.cli.options import FOLDER, PairOptions, pair_options
+from crossroads.cli.options import FOLDER, PairOptions, on_loss_option, pair_options
 from crossroads.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 @click.option("--top-k", default=0, show_default=True, help="0 = off.")
 @click.option("--min-p", default=0.0, show_default=True, help="0 = off.")
 @click.option("--seed", default=0, show_default=True, help="Of problems, options and samples.")
+@on_loss_option
 @click.option(
     "--pilot",
     default=12,
@@ -77,10 +78,10 @@ def evaluate(
     A task is gsm8k, math500, aime24, aime25, gpqa-diamond or humaneval; gsm8k:FILE for data that
     is here; reasoning_gym:NAME; jsonl:FILE; or a task file, TASK.toml.
     """
-    from crossroads.cli.console import RichProgress
+    from crossroads.cli.console import RichProgress, console
     from crossroads.evaluation.evaluate import check
     from crossroads.evaluation.evaluate import evaluate as run
-    from crossroads.evaluation.folder import RunFolder
+    from crossroads.evaluation.folder import RunFolder, lost_tokens
     from crossroads.evaluation.report import check_packages
     from crossroads.evaluation.run import Bench
 
@@ -108,6 +109,12 @@ def evaluate(
             say=lambda name: progress.note(f"[{next(steps)}/{total}] {name}"),
         )
     show(folder)
+    if lost := lost_tokens(folder):
+        console().print(
+            f"{lost} tokens are the small model's because no server of the large one answered; "
+            "their cause in the traces is unavailable",
+            soft_wrap=True,
+        )
 
 
 def show(folder: RunFolder) -> None:
@@ -140,7 +147,9 @@ def _fractions(text: str | None) -> list[float]:
 def _settings(values: dict[str, Any], seed: int) -> Any:
     from crossroads.evaluation.run import RunSettings
     from crossroads.sampling import SamplingParams
+    from crossroads.types import OnLoss
 
+    values["on_loss"] = OnLoss(values["on_loss"])
     drawn = {name: values.pop(name) for name in ("temperature", "top_p", "top_k", "min_p")}
     return RunSettings(sampling=SamplingParams(**drawn, seed=seed), **values)
 

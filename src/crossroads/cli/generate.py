@@ -13,6 +13,7 @@ import click
 from crossroads.cli.options import (
     PairOptions,
     check_router,
+    on_loss_option,
     pair_options,
     request_of,
     request_options,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 @click.argument("prompt")
 @pair_options(context=4096)
 @router_options
+@on_loss_option
 @click.option("--system", default=None, help="System message.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without chat template.")
 @request_options(max_tokens=512)
@@ -44,6 +46,7 @@ def generate(
     models: PairOptions,
     router: str | None,
     threshold: float | None,
+    on_loss: str,
     system: str | None,
     raw: bool,
     trace_path: str | None,
@@ -58,7 +61,7 @@ def generate(
     with models.load(max_rows=1) as pair:
         mixed = _mixed(pair, router, threshold)
         prompt_ids = tuple(_prompt_ids(pair.tokenizer, prompt, system, raw=raw))
-        trace = asyncio.run(_run(mixed, replace(settings, prompt_ids=prompt_ids)))
+        trace = asyncio.run(_run(mixed, replace(settings, prompt_ids=prompt_ids), on_loss))
     if trace_path is not None:
         from crossroads.artifacts import write_json
 
@@ -90,16 +93,17 @@ def _mixed(pair: Pair, router: str | None, threshold: float | None) -> MixedMode
     )
 
 
-async def _run(models: MixedModels, request: Request) -> Trace:
+async def _run(models: MixedModels, request: Request, on_loss: str) -> Trace:
     """Stream one answer to the terminal, then its usage; return the trace."""
     from crossroads.cli.answer import TokenPrinter, is_coloured, usage_line
     from crossroads.decoding.engine import Engine
+    from crossroads.types import OnLoss
 
     printer = TokenPrinter(models.tokenizer, request.stop, coloured=is_coloured())
     started = time.perf_counter()
     first: float | None = None
     trace: Trace | None = None
-    async with Engine(models, max_rows=1) as engine:
+    async with Engine(models, max_rows=1, on_loss=OnLoss(on_loss)) as engine:
         async for event in engine.generate(request):
             first = first or time.perf_counter() - started
             if event.record is not None:

@@ -179,5 +179,17 @@ def check_router(name: str | None) -> None:
         load_router(Path(name))
 
 
+def on_loss_option(function: _Verb) -> _Verb:
+    """Add --on-loss."""
+    return click.option(
+        "--on-loss",
+        default="fail",
+        show_default=True,
+        type=click.Choice(["fail", "small"]),
+        help="What an answer does when no server of the large model answers: fail, or go on with "
+        "the small model alone and say so in the trace.",
+    )(function)
+
+
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)

@@ -170,7 +170,7 @@ def serve(
     allow_many_connections()
     capacity = _Capacity(rows, queue, keep, shutdown_timeout)
     routing = _Routing(router, threshold)
-    load = _local if backend == "local" else partial(_vllm, vllm)
+    load = partial(_local, vllm.on_loss) if backend == "local" else partial(_vllm, vllm)
     with listen(host, port) as listener, load(models, routing, capacity, options) as make:
         _log_to_stderr()
         asyncio.run(_serve(make, listener, capacity, safety))
@@ -228,7 +228,11 @@ async def _serve(
 
 @contextmanager
 def _local(
-    models: PairOptions, routing: _Routing, capacity: _Capacity, options: ServiceOptions
+    on_loss: str,
+    models: PairOptions,
+    routing: _Routing,
+    capacity: _Capacity,
+    options: ServiceOptions,
 ) -> Iterator[MakeService]:
     """Yield what makes the service of a pair in this process."""
     from crossroads.decoding.engine import Engine
@@ -236,6 +240,7 @@ def _local(
     from crossroads.models.catalogue import REMOTE
     from crossroads.routing.choose import choose_router
     from crossroads.serving.service import Served, make_service
+    from crossroads.types import OnLoss
 
     with models.load(max_rows=capacity.rows + capacity.keep) as pair:
         chosen = choose_router(routing.router, pair.small.info, pair.large.info)
@@ -251,6 +256,7 @@ def _local(
                 max_waiting=capacity.queue,
                 overlap=elsewhere,
                 keep=capacity.keep,
+                on_loss=OnLoss(on_loss),
             )
             served = Served(pair.name, chosen.router.name, chosen.card)
             return make_service(engine, served, options)

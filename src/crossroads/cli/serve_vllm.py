@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from crossroads.cli.options import FOLDER, PairOptions
+from crossroads.cli.options import FOLDER, PairOptions, on_loss_option
 from crossroads.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -75,14 +75,7 @@ def vllm_options(function: Callable[..., None]) -> Callable[..., None]:
         type=click.FloatRange(0, min_open=True),
         help="Seconds that the vLLM servers may take to load.",
     )
-    @click.option(
-        "--on-loss",
-        default="fail",
-        show_default=True,
-        type=click.Choice(["fail", "small"]),
-        help="What an answer does when no large server answers: fail, or go on with the small "
-        "model alone and say so in the trace.",
-    )
+    @on_loss_option
     @wraps(function)
     def wrapper(**options: Any) -> None:
         own = {name: options.pop(name) for name in VllmOptions.__dataclass_fields__}
@@ -164,7 +157,8 @@ async def make_engine(
 
 async def _connect(options: VllmOptions, pair: ElsewherePair) -> tuple[Servers, MixedModels]:
     from crossroads.models.remote_client import VllmClient
-    from crossroads.vllm.engine import OnLoss, Servers, has_plugin
+    from crossroads.types import OnLoss
+    from crossroads.vllm.engine import Servers, has_plugin
 
     assert options.small_url is not None
     small, large = VllmClient([options.small_url]), VllmClient(options.large_url)

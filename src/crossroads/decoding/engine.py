@@ -23,7 +23,7 @@ from crossroads.decoding.reading import Event, checked
 from crossroads.decoding.request import Request, check_request
 from crossroads.decoding.single import SingleLoop
 from crossroads.errors import BusyError, ClosedError, CrossroadsError, StoppedError
-from crossroads.types import ModelInfo, Role
+from crossroads.types import ModelInfo, OnLoss, Role
 
 _LOOK_AGAIN = 0.05  # seconds between two looks at whether a draining engine is empty
 
@@ -157,23 +157,29 @@ class Engine:
         max_waiting: int | None = None,
         overlap: bool = False,
         keep: int = 0,
+        on_loss: OnLoss = OnLoss.FAIL,
     ) -> None:
         """Start the thread.
 
         max_rows: requests that run at once; the others wait their turn. max_waiting: how many may
         wait; None: all. overlap: see `MixedLoop`. keep: of how many rows that have ended the caches
         are kept for rows that begin alike; the models need room for them besides max_rows.
+        on_loss: see `MixedLoop`; rows of the large model alone end with an error without delay
+        unless it is `fail`, since all rows here would wait with them.
         """
+        insist = on_loss is OnLoss.FAIL
         self._models = models
         sizes = (models.small.info.max_rows, models.large.info.max_rows)
         self._max_rows = min(max_rows, *sizes)
         self._max_waiting = max_waiting
         self._kept = KeptCaches(keep)
-        self._mixed = MixedLoop(models, overlap=overlap, kept=self._kept)
+        self._mixed = MixedLoop(models, overlap=overlap, kept=self._kept, on_loss=on_loss)
         self._loops: dict[Role | None, MixedLoop | SingleLoop] = {
             None: self._mixed,
             Role.SMALL: SingleLoop(models.small, Role.SMALL, models.tokenizer, self._kept),
-            Role.LARGE: SingleLoop(models.large, Role.LARGE, models.tokenizer, self._kept),
+            Role.LARGE: SingleLoop(
+                models.large, Role.LARGE, models.tokenizer, self._kept, insist=insist
+            ),
         }
         self._inbox: queue.SimpleQueue[_Ticket | None] = queue.SimpleQueue()
         self._waiting: deque[_Ticket] = deque()

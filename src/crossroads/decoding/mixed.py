@@ -22,6 +22,7 @@ from crossroads.decoding.reading import Event, Failure, Read, checked, read_rows
 from crossroads.decoding.request import Request
 from crossroads.decoding.revision import needs_logits, top_k
 from crossroads.decoding.row import Proposal, Row
+from crossroads.errors import UnreachableError
 from crossroads.models.base import CausalLM, Tokenizer, Want
 from crossroads.routing.features import (
     TOP_K,
@@ -32,7 +33,7 @@ from crossroads.routing.features import (
     needs_history,
 )
 from crossroads.routing.routers.base import Router
-from crossroads.types import FinishReason, Trace
+from crossroads.types import FinishReason, OnLoss, Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,12 @@ class MixedLoop:
     """Rows that come and go; `step` takes each of them on by a token."""
 
     def __init__(
-        self, models: MixedModels, *, overlap: bool = False, kept: KeptCaches | None = None
+        self,
+        models: MixedModels,
+        *,
+        overlap: bool = False,
+        kept: KeptCaches | None = None,
+        on_loss: OnLoss = OnLoss.FAIL,
     ) -> None:
         """Start without rows.
 
@@ -60,8 +66,13 @@ class MixedLoop:
         where the two models do not share their arithmetic (a server, two devices); two engines
         that both want all cores of one CPU only get into each other's way. No row's tokens depend
         on it.
+
+        on_loss: what rows do when no server of the large model answers. A row that goes on with the
+        small model does not wait for the servers at each of its tokens, and is routed again once
+        one is back. Lossless rows end with an error in any case: they promise its distribution.
         """
         self.models = models
+        self._on_loss = on_loss
         self._kept = kept
         self._rows: dict[int, Row] = {}
         self._next_index = 0
@@ -179,6 +190,7 @@ class MixedLoop:
             positions="last" if set(counts) == {1} else counts,
             top_k=max(top_k(row.request) for row in rows),
             logits=any(needs_logits(row.request) for row in rows),
+            insist=self._on_loss is OnLoss.FAIL,
         )
         caches, lags = [row.large for row in rows], [row.to_read for row in rows]
 
@@ -200,7 +212,7 @@ class MixedLoop:
         for read in reads:
             if isinstance(read, Failure):
                 if read.row.waits:
-                    events.append(self._drop(read))
+                    events += self._go_without(read)
                 continue
             for i, (row, lag) in enumerate(zip(read.rows, read.lags, strict=True)):
                 if not row.waits:
@@ -222,6 +234,14 @@ class MixedLoop:
             row.release()
             events[-1] = Event(row.index, events[-1].record, row.trace())
         return events
+
+    def _go_without(self, failure: Failure[Row]) -> list[Event]:
+        """Let a row go on without the large model if it may, else end it."""
+        row, lost = failure.row, isinstance(failure.error, UnreachableError)
+        if not lost or self._on_loss is OnLoss.FAIL or row.request.lossless:
+            return [self._drop(failure)]
+        row.settle_alone()
+        return self._tell(row)
 
     def _drop(self, failure: Failure[Row]) -> Event:
         row = failure.row
@@ -253,16 +273,17 @@ def generate(
     max_rows: int = 8,
     on_token: Callable[[int], None] | None = None,
     overlap: bool = False,
+    on_loss: OnLoss = OnLoss.FAIL,
 ) -> Iterator[tuple[int, Trace]]:
     """Yield (index of the request, its trace) as rows finish, `max_rows` at a time.
 
     A waiting request joins as soon as a row is free. Rows do not influence each other. `on_token`
-    hears of every token, with the number of open rows.
+    hears of every token, with the number of open rows. `overlap`, `on_loss`: see `MixedLoop`.
 
     Raises:
         EngineError: an engine failed.
     """
-    loop = MixedLoop(models, overlap=overlap)
+    loop = MixedLoop(models, overlap=overlap, on_loss=on_loss)
     waiting = list(enumerate(requests))[::-1]
     number_of: dict[int, int] = {}
     try:

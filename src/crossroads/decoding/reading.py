@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from crossroads.errors import EngineError
@@ -72,7 +72,5 @@ def read_rows(
     return [
         found
         for row, cache, part, count in zip(rows, caches, tokens, counts, strict=True)
-        for found in read_rows(
-            model, [row], [cache], [part], Want((count,), want.top_k, want.hidden, want.logits)
-        )
+        for found in read_rows(model, [row], [cache], [part], replace(want, positions=(count,)))
     ]

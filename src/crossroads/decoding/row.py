@@ -219,6 +219,19 @@ class Row:
             place = len(unseen)
             self._write(ask.about, self._token(ask.about, output, place), ask.cause, lag)
 
+    def settle_alone(self) -> None:
+        """Go on with the small model's own token, since no large model answers.
+
+        Effects: every token that remains is certain, although the large model never saw it.
+        """
+        assert self._ask is not None
+        about = self._ask.about
+        self._ask, self._unseen, self._alone = None, [], 0
+        if about is None:
+            self.state.records[-1] = replace(self.state.records[-1], cause=Cause.UNAVAILABLE)
+        else:
+            self._write(about, _small_token(about), Cause.UNAVAILABLE)
+
     def _refusal(self, unseen: Sequence[_Scored], ask: _Ask, output: StepOutput) -> Refusal | None:
         drawn = [scored.proposal.drawn for scored in unseen]
         if not drawn:

@@ -40,13 +40,16 @@ class SingleLoop:
         role: Role,
         tokenizer: Tokenizer,
         kept: KeptCaches | None = None,
+        *,
+        insist: bool = True,
     ) -> None:
         """Start without rows.
 
         role: chooses the random stream, so that a row sampled here equals the mixed loop's at its
-        end of the threshold. kept: as in `MixedLoop`.
+        end of the threshold. kept: as in `MixedLoop`. insist: as in `Want`.
         """
         self._kept = KeptCaches() if kept is None else kept
+        self._insist = insist
         self._model = model
         self._role = role
         self._tokenizer = tokenizer
@@ -89,6 +92,7 @@ class SingleLoop:
         want = Want(
             top_k=max(row.state.request.logprobs or 1 for row in rows),
             logits=any(row.state.request.sampling.needs_logits for row in rows),
+            insist=self._insist,
         )
         lags = [row.state.tokens[row.cache.length :] for row in rows]
         events: list[Event] = []

@@ -24,7 +24,7 @@ from crossroads.errors import ConfigError, DataError
 from crossroads.evaluation.kinds import SystemKind
 from crossroads.evaluation.stored import StoredAnswer
 from crossroads.tasks.evaluation import Item
-from crossroads.types import Message, Problem
+from crossroads.types import Cause, Message, Problem
 
 FORMAT = 1
 
@@ -189,6 +189,18 @@ class RunFolder:
 
     def _items_path(self, task: str) -> Path:
         return self.path / "problems" / f"{slug(task)}.jsonl"
+
+
+def lost_tokens(folder: RunFolder) -> int:
+    """Return how many tokens the small model wrote because no large server answered."""
+    record = folder.record()
+    return sum(
+        token.cause is Cause.UNAVAILABLE
+        for task in record.tasks
+        for system in record.systems
+        for answer in folder.answers(task.name, system.name)
+        for token in answer.trace.records
+    )
 
 
 def _item_line(item: Item) -> str:

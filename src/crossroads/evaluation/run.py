@@ -21,7 +21,7 @@ from crossroads.grading.rules import grade_by_rule
 from crossroads.models.pairs import Pair
 from crossroads.sampling import SamplingParams
 from crossroads.tasks.evaluation import EvaluationTask, Item
-from crossroads.types import Progress, Role, Trace
+from crossroads.types import OnLoss, Progress, Role, Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +30,14 @@ class RunSettings:
 
     max_tokens: of an answer; None takes each task's own. rows: answers at a time. samples:
     answers per problem. sampling: how tokens are drawn; its seed starts the answers' own seeds.
+    on_loss: what routed answers do when no server of the large model answers.
     """
 
     max_tokens: int | None = None
     rows: int = 8
     samples: int = 1
     sampling: SamplingParams = SamplingParams()  # noqa: RUF009  frozen
+    on_loss: OnLoss = OnLoss.FAIL
 
     def __post_init__(self) -> None:
         """Refuse settings that mean nothing.
@@ -122,7 +124,9 @@ def traces(
         models = MixedModels(
             pair.small, pair.large, system.router, pair.tokenizer, system.threshold
         )
-        yield from generate(models, requests, max_rows=rows, on_token=on_token)
+        yield from generate(
+            models, requests, max_rows=rows, on_token=on_token, on_loss=bench.settings.on_loss
+        )
 
 
 def request_for(
@@ -149,7 +153,10 @@ def _seed(seed: int, problem_id: str, sample: int) -> int:
 
 def identity_of(bench: Bench, task: EvaluationTask, system: System) -> dict[str, Any]:
     """Return all that an answer depends on; how many rows run together is not among it."""
+    on_loss = bench.settings.on_loss
     return {
+        # Left out where nothing can be lost, so that runs from before there was a choice go on.
+        **({} if on_loss is OnLoss.FAIL else {"on_loss": on_loss.value}),
         "small": bench.pair.small.info.fingerprint,
         "large": bench.pair.large.info.fingerprint,
         "task": canonical_hash([[asdict(item.problem), dict(item.details)] for item in task.items]),

@@ -26,12 +26,15 @@ class Want:
     top_k: entries kept of each distribution (>= 1), sorted by logit, descending.
     hidden: also the last layer's hidden state after the final norm.
     logits: also the whole distribution [N, V]; costs a copy of V floats per position.
+    insist: ask a model that is behind servers until one answers or patience ends; False: once,
+    and not at all while they are known to be down. Models in the process are always there.
     """
 
     positions: Literal["last", "all"] | tuple[int, ...] = "last"
     top_k: int = 1
     hidden: bool = False
     logits: bool = False
+    insist: bool = True
 
     def counts(self, new_tokens: Sequence[Sequence[int]]) -> list[int]:
         """Return how many outputs each row has, the last ones of its new tokens.
@@ -132,7 +135,8 @@ class CausalLM(Protocol):
         Effects: cache i grows by `len(new_tokens[i])`. Any chunking of the same tokens gives the
         same outputs up to the backend's stated tolerance, as does crop followed by extend.
         Raises RequestError for an empty row, an id outside the vocabulary, or a row that would
-        pass `info.context_length`; no cache has changed then.
+        pass `info.context_length`, UnreachableError where no server of the model answers; no cache
+        has changed then.
         """
 
     def embed(self, token_ids: Sequence[int]) -> Tensor:

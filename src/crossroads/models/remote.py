@@ -107,7 +107,7 @@ class RemoteLM:
         rows = [[*cache.tokens, *map(int, new)] for cache, new in zip(own, new_tokens, strict=True)]
         prompts = [cache.prompt or tuple(row) for cache, row in zip(own, rows, strict=True)]
         try:
-            found = self._wait(self._read(rows, counts, want.top_k, prompts))
+            found = self._wait(self._read(rows, counts, want, prompts))
         except RequestError as error:  # the server's, of one row; ours were refused above
             raise EngineError(str(error)) from error
         output = _output([values for row in found for values in row], counts, want.top_k)
@@ -119,11 +119,11 @@ class RemoteLM:
         self,
         rows: Sequence[Sequence[int]],
         counts: Sequence[int],
-        top: int,
+        want: Want,
         prompts: Sequence[Sequence[int]],
     ) -> list[list[Mapping[int, float]]]:
         asked = (
-            self._client.read(row, count, top, prompt)
+            self._client.read(row, count, want.top_k, prompt, insist=want.insist)
             for row, count, prompt in zip(rows, counts, prompts, strict=True)
         )
         return await asyncio.gather(*asked)

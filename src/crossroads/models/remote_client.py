@@ -11,16 +11,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
 
-from crossroads.errors import ConfigError, EngineError, RequestError
+from crossroads.errors import ConfigError, EngineError, RequestError, UnreachableError
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ class WireToken:
 class _Server:
     url: str
     down_until: float = 0.0
+    watched: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ class VllmClient:
     api_key: str | None = None
     _servers: list[_Server] = field(init=False)
     _http: httpx2.AsyncClient | None = field(init=False, default=None)
+    _watches: set[asyncio.Task[None]] = field(init=False, default_factory=set)
 
     def __post_init__(self) -> None:
         """Check the addresses.
@@ -128,12 +131,11 @@ class VllmClient:
         `patience` says; False: each server that is not known to be down once.
 
         Raises:
-            RequestError: the server refuses the request. EngineError: no server answers in time.
+            RequestError: the server refuses the request. UnreachableError: no server answers in
+            time.
         """
         prompt, came = list(tokens), list[int]()  # a copy: the caller's list may grow
-        attempts = _Attempts(self.patience, insist=insist)
-        if not insist and not self.available:
-            raise EngineError(f"no server of {self.model} is up")
+        attempts = self._attempts(insist)
         while len(came) < max_tokens:
             server = self._choose(row, attempts.failures)
             before = len(came)
@@ -151,22 +153,31 @@ class VllmClient:
                 return
 
     async def read(
-        self, tokens: Sequence[int], count: int, top: int, row: Sequence[int] = ()
+        self,
+        tokens: Sequence[int],
+        count: int,
+        top: int,
+        row: Sequence[int] = (),
+        *,
+        insist: bool = True,
     ) -> list[Mapping[int, float]]:
         """Return the log-probabilities of the `top` likeliest tokens at the last `count` positions.
 
         The first of `count` > 1 makes vLLM read all of the tokens again, past its prefix cache.
+        row, insist: as in `write`.
 
         Raises:
-            RequestError: the server refuses the request. EngineError: no server answers in time.
+            RequestError: the server refuses the request. UnreachableError: no server answers in
+            time.
         """
         if count == 1:
             options = {"temperature": 0, "logprobs": top}
-            async with aclosing(self.write(tokens, 1, lambda _: options, row)) as stream:
+            written = self.write(tokens, 1, lambda _: options, row, insist=insist)
+            async with aclosing(written) as stream:
                 return [token.values async for token in stream]
         body = self._body(tokens, 1, {"temperature": 0, "logprobs": top, "prompt_logprobs": top})
         body["stream"] = False
-        reply = await self._again(row, lambda server: self._post(server, body))
+        reply = await self._again(row, lambda server: self._post(server, body), insist=insist)
         choice = reply["choices"][0]
         read = [_by_id(found) for found in choice["prompt_logprobs"][1 - count :]]
         return [*read, *(token.values for token in _tokens(reply))]
@@ -179,16 +190,30 @@ class VllmClient:
         return value
 
     async def _again(
-        self, row: Sequence[int], ask: Callable[[_Server], Awaitable[dict[str, Any]]]
+        self,
+        row: Sequence[int],
+        ask: Callable[[_Server], Awaitable[dict[str, Any]]],
+        *,
+        insist: bool = True,
     ) -> dict[str, Any]:
         """Return the answer of the first server that gives one."""
-        attempts = _Attempts(self.patience)
+        attempts = self._attempts(insist)
         while True:
             server = self._choose(row, attempts.failures)
             try:
                 return await ask(server)
             except FAULTS as error:
                 await attempts.failed(server, error, self)
+
+    def _attempts(self, insist: bool) -> _Attempts:
+        """Begin to count attempts.
+
+        Raises:
+            UnreachableError: one must not insist, and no server is up.
+        """
+        if not insist and not self.available:
+            raise UnreachableError(f"no server of {self.model} is up")
+        return _Attempts(self.patience, insist=insist)
 
     @property
     def available(self) -> bool:
@@ -205,6 +230,28 @@ class VllmClient:
             return server.down_until > now, failures.get(server.url, 0), weight
 
         return min(self._servers, key=rank)
+
+    def watch(self, server: _Server) -> None:
+        """Leave a server alone until it answers again, which is asked from time to time.
+
+        Who does not insist would else wait for a server that takes connections and stands still,
+        again and again.
+        """
+        server.down_until = math.inf
+        if not server.watched:
+            server.watched = True
+            task = asyncio.get_running_loop().create_task(self._watch(server))
+            self._watches.add(task)
+            task.add_done_callback(self._watches.discard)
+
+    async def _watch(self, server: _Server) -> None:
+        url, wait = f"{server.url}/v1/models", self.patience.connect
+        while server.watched:
+            await asyncio.sleep(self.patience.down)
+            with suppress(httpx2.HTTPError):
+                reply = await self._client().get(url, timeout=wait)
+                server.watched = not reply.is_success
+        server.down_until = 0.0
 
     def _body(
         self, tokens: Sequence[int], max_tokens: int, options: Mapping[str, Any]
@@ -255,6 +302,10 @@ class VllmClient:
 
     async def close(self) -> None:
         """Close the connections. Twice is harmless."""
+        watches = list(self._watches)
+        for task in watches:
+            task.cancel()
+        await asyncio.gather(*watches, return_exceptions=True)
         if self._http is not None:
             http, self._http = self._http, None
             await http.aclose()
@@ -286,17 +337,19 @@ class _Attempts:
         """Leave a server alone for a while, and wait a little.
 
         Raises:
-            EngineError: it was tried for long enough.
+            UnreachableError: it was tried for long enough.
         """
         now = time.monotonic()
-        server.down_until = now + self._patience.down
         self.failures[server.url] += 1
         if not self._insist:
+            client.watch(server)
             if client.available:
                 return
-            raise EngineError(f"no server of {client.model} is up: {_words(error)}") from error
+            raise UnreachableError(f"no server of {client.model} is up: {_words(error)}") from error
+        if not server.watched:
+            server.down_until = now + self._patience.down
         if now - self._begun + self._pause > self._patience.give_up:
-            raise EngineError(
+            raise UnreachableError(
                 f"no server of {client.model} has answered for {self._patience.give_up:g} s; the "
                 f"last error was: {_words(error)}"
             ) from error

@@ -11,7 +11,6 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from typing import Any
 
 from crossroads.decoding.engine import News, events_of
@@ -21,18 +20,11 @@ from crossroads.decoding.request import Request, RowState, check_request
 from crossroads.errors import BusyError, ClosedError, CrossroadsError, EngineError, RequestError
 from crossroads.models.remote_client import VllmClient, WireToken
 from crossroads.sampling import SamplingParams
-from crossroads.types import Cause, ModelInfo, Role, TokenRecord
+from crossroads.types import Cause, ModelInfo, OnLoss, Role, TokenRecord
 from crossroads.vllm.row import NEVER, RemoteRow, check_served
 from crossroads.vllm.wire import REPORTED, Order, ReservedIds, Step, read_step, reserve
 
 Options = Callable[[int], Mapping[str, Any]]
-
-
-class OnLoss(StrEnum):
-    """What a row does when no large server answers: end with an error, or go on small alone."""
-
-    FAIL = "fail"
-    SMALL = "small"
 
 
 @dataclass(frozen=True, slots=True)
