@@ -92,7 +92,8 @@ class ModelInfo:
     `active_parameters` differs from `parameters` for mixtures of experts only. `dtype` is the
     number type or quantisation of the weights. `max_rows` bounds the caches alive at one time.
     `most_top`: entries of a distribution that it can tell, for a model behind a server, which
-    tells no hidden states and no whole distribution either; None: all.
+    tells no hidden states and no whole distribution either; None: all, 0: the best token, without
+    its log-probability. `looks_back`: whether it tells of tokens before the last of those it reads.
     """
 
     name: str
@@ -108,6 +109,7 @@ class ModelInfo:
     dtype: str
     tokenizer_fingerprint: str
     most_top: int | None = None
+    looks_back: bool = True
 
 
 @dataclass(frozen=True, slots=True)

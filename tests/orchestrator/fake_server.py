@@ -72,9 +72,9 @@ class FakeServer:
 
     def _whole(self, body: dict[str, Any]) -> dict[str, Any]:
         """Return one token, and the log-probabilities of the prompt's own positions."""
-        prompt, top = body["prompt"], body["prompt_logprobs"]
+        prompt, top = body["prompt"], body.get("prompt_logprobs")
         read = [None]
-        for end in range(1, len(prompt)):
+        for end in range(1, len(prompt) if top else 0):
             values = self._step({**body, "prompt": prompt[:end], "logprobs": top}, [])
             read.append({str(i): {"logprob": value} for i, value in values.items()})
         values = self._step(body, [])

@@ -23,7 +23,7 @@ from laws.pairs import VOCAB, alone, mixed, random_requests, scripted_pair
 from orchestrator.fake_server import FakeServer, fake_server
 
 MIDDLE = 0.65
-HASTY = Patience(connect=1.0, token=5.0, down=0.05, give_up=0.5)
+HASTY = Patience(connect=10.0, token=5.0, down=0.05, give_up=0.5)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from crossroads.decoding.reading import Event, Failure, Read, checked, read_rows
 from crossroads.decoding.request import Request
 from crossroads.decoding.revision import needs_logits, top_k
 from crossroads.decoding.row import Proposal, Row
-from crossroads.errors import UnreachableError
+from crossroads.errors import EngineError, UnreachableError
 from crossroads.models.base import CausalLM, Tokenizer, Want
 from crossroads.routing.features import (
     TOP_K,
@@ -217,8 +217,12 @@ class MixedLoop:
             for i, (row, lag) in enumerate(zip(read.rows, read.lags, strict=True)):
                 if not row.waits:
                     continue  # it was cancelled on the way
-                row.settle(read.output.row(i), lag)
-                events += self._tell(row)
+                try:
+                    row.settle(read.output.row(i), lag)
+                except EngineError as error:  # something that it needs was not told
+                    events.append(self._drop(Failure(row, error)))
+                else:
+                    events += self._tell(row)
         return events
 
     def wait(self) -> None:

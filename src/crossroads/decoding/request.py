@@ -93,8 +93,14 @@ def _check_told(request: Request, info: ModelInfo) -> None:
             f"sampling and penalties need the whole distribution, which the server of {info.name} "
             "does not tell; send temperature 0 and no penalties"
         )
+    if request.revises and not info.looks_back:
+        name = "lossless" if request.lossless else "revise_below"
+        raise RequestError(
+            f"{name} needs the large model's view of tokens that it did not write, and the server "
+            f"of {info.name} does not tell it; leave it out, or serve the model with vLLM"
+        )
     for name, wanted in (
-        ("logprobs", request.logprobs or 0),
+        ("logprobs", 0 if request.logprobs is None else max(1, request.logprobs)),
         ("revise_below", math.floor(1 / request.revise_below) if request.revise_below else 0),
     ):
         if wanted > info.most_top:

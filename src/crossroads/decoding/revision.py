@@ -22,6 +22,7 @@ from torch import Tensor
 
 from crossroads.decoding.candidates import Candidates, candidates
 from crossroads.decoding.request import Request
+from crossroads.errors import EngineError
 from crossroads.models.base import StepOutput
 from crossroads.sampling import draw, probabilities
 
@@ -130,11 +131,21 @@ def tops(output: StepOutput, place: int, count: int) -> tuple[tuple[int, float],
 
 
 def logprob(output: StepOutput, place: int, token_id: int) -> float:
-    """Return a token's log-probability in nats; -inf if it is below all that `output` holds."""
+    """Return a token's log-probability in nats; -inf if it is below all that `output` holds.
+
+    Raises:
+        EngineError: a server told the token and not its log-probability.
+    """
     total = float(output.logsumexp_N[place])
     if output.logits_NV is not None:
         return float(output.logits_NV[place, token_id]) - total
     found = torch.nonzero(output.top_ids_NK[place] == token_id)
     if not len(found):
         return -math.inf
-    return float(output.top_logits_NK[place, int(found[0, 0])]) - total
+    value = float(output.top_logits_NK[place, int(found[0, 0])]) - total
+    if math.isnan(value):
+        raise EngineError(
+            "the server told no log-probability of a token that is part of a character; send the "
+            "request without logprobs, or serve the model with vLLM"
+        )
+    return value

@@ -15,6 +15,7 @@ from crossroads.decoding.kept import KeptCaches
 from crossroads.decoding.reading import Event, Failure, Read, checked, read_rows
 from crossroads.decoding.request import Request, RowState
 from crossroads.decoding.revision import logprob, tops
+from crossroads.errors import EngineError
 from crossroads.models.base import CausalLM, KVCache, StepOutput, Tokenizer, Want
 from crossroads.sampling import row_generator, sample
 from crossroads.types import FinishReason, Role, TokenRecord, Trace
@@ -98,16 +99,23 @@ class SingleLoop:
         events: list[Event] = []
         for read in read_rows(self._model, rows, [row.cache for row in rows], lags, want):
             if isinstance(read, Failure):
-                trace = self._leave(read.row, FinishReason.ERROR)
-                events.append(Event(read.row.index, None, trace, str(read.error)))
+                events.append(self._drop(read))
             else:
                 events += self._write(read)
         return events
 
+    def _drop(self, failure: Failure[_Row]) -> Event:
+        trace = self._leave(failure.row, FinishReason.ERROR)
+        return Event(failure.row.index, None, trace, str(failure.error))
+
     def _write(self, read: Read[_Row]) -> list[Event]:
         events: list[Event] = []
         for i, (row, lag) in enumerate(zip(read.rows, read.lags, strict=True)):
-            record = self._record(row, read.output, i, lag)
+            try:
+                record = self._record(row, read.output, i, lag)
+            except EngineError as error:  # something that it needs was not told
+                events.append(self._drop(Failure(row, error)))
+                continue
             row.state.append(record)
             trace = None
             if row.state.finish_reason is not None:

@@ -23,8 +23,8 @@ class ModelSpec:
     """One model and where its weights are: exactly one of `file`, `repo` and `path` is given.
 
     file: a GGUF named by hash. repo: a repository of safetensors on the hub, at `revision`.
-    path: a GGUF or a folder on the user's disk. urls: of vLLM servers that run the model; then
-    only its configuration and tokenizer are read. Parameters are approximate counts, for tables;
+    path: a GGUF or a folder on the user's disk. urls: of servers that run the model; then only
+    its configuration and tokenizer are read. Parameters are approximate counts, for tables;
     `active_parameters` differs for mixtures of experts only.
     """
 
@@ -42,6 +42,11 @@ class ModelSpec:
     def __post_init__(self) -> None:
         if sum(place is not None for place in (self.file, self.repo, self.path)) != 1:
             raise ValueError(f"{self.name}: give exactly one of file, repo and path")
+
+    @property
+    def has_gguf(self) -> bool:
+        """Whether it is a GGUF file, whoever runs it."""
+        return self.file is not None or (self.path is not None and self.path.suffix == ".gguf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,8 +186,8 @@ def find_model(reference: str) -> ModelSpec:
     """Return the model that a reference means.
 
     A reference is a name of the catalogue, a path to a .gguf file, a path to a folder that
-    transformers wrote, or `org/repo` on the hub; a path that exists wins over a hub name. A folder
-    or repository with `@URL` (or `@URL,URL`) behind it is one that vLLM servers run.
+    transformers wrote, or `org/repo` on the hub; a path that exists wins over a hub name. Any of
+    them with `@URL` (or `@URL,URL`) behind it is a model that servers run.
 
     Raises:
         PairError: it is none of these.
@@ -213,11 +218,6 @@ def find_model(reference: str) -> ModelSpec:
 
 def _remote(reference: str, urls: str) -> ModelSpec:
     spec = find_model(reference)
-    if spec.engine != TRANSFORMERS:
-        raise PairError(
-            f"a model that a server runs is named by its folder or repository of safetensors, got "
-            f"{reference!r}"
-        )
     return replace(spec, engine=REMOTE, urls=tuple(urls.split(",")))
 
 

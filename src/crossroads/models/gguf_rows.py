@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,18 @@ class TensorRows:
         return values.astype(np.float32)
 
 
+def count_parameters(path: Path) -> int:
+    """Return how many numbers a GGUF file's tensors hold.
+
+    Raises:
+        WeightsError: the file is damaged.
+    """
+    try:
+        return sum(prod(shape) for _, shape, _, _ in _Header(path).tensors())
+    except (struct.error, KeyError, OSError) as error:
+        raise WeightsError(f"the header of {path} is damaged; fetch the file again") from error
+
+
 class _Header:
     """A walk over a GGUF file's header: scalars, arrays, then the table of tensors."""
 
@@ -66,32 +78,37 @@ class _Header:
         with path.open("rb") as file:
             self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._at = 8  # behind the magic number and the version
+        self._alignment = _DEFAULT_ALIGNMENT
 
     def find(self, name: str) -> tuple[tuple[int, ...], int, int]:
         """Return a tensor's shape (fastest first), type and offset; shape () if there is none."""
-        tensors, values = self._take("QQ")
-        alignment = _DEFAULT_ALIGNMENT
-        for _ in range(values):
-            key = self._string()
-            (kind,) = self._take("I")
-            if key == b"general.alignment":
-                (alignment,) = self._take("I")
-            else:
-                self._skip(kind)
         found: tuple[tuple[int, ...], int, int] = ((), 0, 0)
-        for _ in range(tensors):
-            this = self._string()
-            (dimensions,) = self._take("I")
-            shape = self._take(f"{dimensions}Q")
-            kind, offset = self._take("IQ")
+        for this, shape, kind, offset in self.tensors():
             if this == name.encode():
                 found = (shape, kind, offset)
-        start = -(-self._at // alignment) * alignment
+        start = -(-self._at // self._alignment) * self._alignment
         shape, kind, offset = found
         if start + offset + prod(shape, start=0) > len(self._bytes):
             raise struct.error("the tensor ends behind the file")
         self._bytes.close()
         return shape, kind, start + offset
+
+    def tensors(self) -> Iterator[tuple[bytes, tuple[int, ...], int, int]]:
+        """Yield every tensor's name, shape (fastest first), type and offset; once."""
+        tensors, values = self._take("QQ")
+        for _ in range(values):
+            key = self._string()
+            (kind,) = self._take("I")
+            if key == b"general.alignment":
+                (self._alignment,) = self._take("I")
+            else:
+                self._skip(kind)
+        for _ in range(tensors):
+            this = self._string()
+            (dimensions,) = self._take("I")
+            shape = self._take(f"{dimensions}Q")
+            kind, offset = self._take("IQ")
+            yield this, shape, kind, offset
 
     def _take(self, form: str) -> tuple[Any, ...]:
         values = struct.unpack_from("<" + form, self._bytes, self._at)

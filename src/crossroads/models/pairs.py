@@ -25,7 +25,7 @@ from crossroads.models.catalogue import (
 from crossroads.models.store import locate
 from crossroads.models.vocabulary import first_difference
 from crossroads.models.weights import file_sha256
-from crossroads.types import Progress
+from crossroads.types import ModelInfo, Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +176,7 @@ def _pull_name(pair: PairSpec, model: ModelSpec) -> str:
 
 def load_tokenizer(spec: ModelSpec, path: Path) -> Tokenizer:
     """Load a model's tokenizer without its weights."""
-    if spec.engine == LLAMACPP:
+    if spec.has_gguf:
         from crossroads.models.gguf_tokenizer import GgufTokenizer  # noqa: PLC0415
 
         return GgufTokenizer.load(path)
@@ -231,7 +231,28 @@ def _connect(spec: ModelSpec, path: Path, size: _LoadSize) -> CausalLM:
         raise EngineError(
             f"a model behind a server needs {error.name}; install it with: pip install httpx2"
         ) from error
+    from crossroads.models.completions import CompletionsLM  # noqa: PLC0415
+    from crossroads.models.completions_probe import find_out  # noqa: PLC0415
+
+    info, tokenizer = _describe(spec, path, size), load_tokenizer(spec, path)
+    found = find_out(spec.urls, tokenizer, info.eos_ids)
+    if found.dialect is not None:
+        return CompletionsLM(info, spec.urls, found, tokenizer)
+    return RemoteLM(info, spec.urls)
+
+
+def _describe(spec: ModelSpec, path: Path, size: _LoadSize) -> ModelInfo:
+    """Say what the model of some servers is, from its files here; its weights are not read."""
+    if spec.has_gguf:
+        from crossroads.models.gguf_describe import describe_gguf  # noqa: PLC0415
+
+        return describe_gguf(
+            path,
+            engine=REMOTE,
+            context_length=size.context_length,
+            max_rows=size.max_rows,
+            fingerprint=spec.file.sha256 if spec.file else file_sha256(path, None),
+        )
     from crossroads.models.hf_describe import describe  # noqa: PLC0415
 
-    info = describe(path, engine=REMOTE, context_length=size.context_length, max_rows=size.max_rows)
-    return RemoteLM(info, spec.urls)
+    return describe(path, engine=REMOTE, context_length=size.context_length, max_rows=size.max_rows)

@@ -110,7 +110,7 @@ class RemoteLM:
             found = self._wait(self._read(rows, counts, want, prompts))
         except RequestError as error:  # the server's, of one row; ours were refused above
             raise EngineError(str(error)) from error
-        output = _output([values for row in found for values in row], counts, want.top_k)
+        output = step_output([values for row in found for values in row], counts, want.top_k)
         for cache, row, prompt in zip(own, rows, prompts, strict=True):
             cache.tokens, cache.prompt = row, prompt
         return output
@@ -149,7 +149,9 @@ class RemoteLM:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
 
-def _output(found: Sequence[Mapping[int, float]], counts: Sequence[int], top: int) -> StepOutput:
+def step_output(
+    found: Sequence[Mapping[int, float]], counts: Sequence[int], top: int
+) -> StepOutput:
     """Return log-probabilities as a step's output; its entropy is not known.
 
     Equal log-probabilities are ordered by id, as everywhere.

@@ -112,7 +112,9 @@ class VllmClient:
         if not found:
             served = ", ".join(card["id"] for card in cards)
             raise EngineError(f"{server.url} serves {served}, not {self.model}")
-        return ServerInfo(found[0]["id"], int(found[0].get("max_model_len") or 0))
+        card = found[0]
+        context = card.get("max_model_len") or (card.get("meta") or {}).get("n_ctx")  # llama.cpp's
+        return ServerInfo(card["id"], int(context or 0))
 
     async def write(
         self,
@@ -182,8 +184,36 @@ class VllmClient:
         read = [_by_id(found) for found in choice["prompt_logprobs"][1 - count :]]
         return [*read, *(token.values for token in _tokens(reply))]
 
-    async def _post(self, server: _Server, body: Mapping[str, Any]) -> dict[str, Any]:
-        reply = await self._client().post(f"{server.url}/v1/completions", json=body)
+    async def ask(
+        self, path: str, body: Mapping[str, Any], row: Sequence[int] = (), *, insist: bool = True
+    ) -> dict[str, Any]:
+        """Return the answer to a request of whatever kind. row, insist: as in `write`.
+
+        Raises:
+            RequestError: the server refuses the request. UnreachableError: no server answers in
+            time.
+        """
+        return await self._again(row, lambda server: self._post(server, body, path), insist=insist)
+
+    async def ask_once(self, number: int, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the server at `urls[number]` answers at once.
+
+        Raises:
+            RequestError: it refuses the request. EngineError: it fails at it. UnreachableError: it
+            does not answer.
+        """
+        server = self._servers[number]
+        try:
+            return await self._post(server, body, path)
+        except httpx2.HTTPError as error:
+            raise UnreachableError(f"{server.url} does not answer: {_words(error)}") from error
+        except FAULTS as error:
+            raise EngineError(f"{server.url} fails: {_words(error)}") from error
+
+    async def _post(
+        self, server: _Server, body: Mapping[str, Any], path: str = "/v1/completions"
+    ) -> dict[str, Any]:
+        reply = await self._client().post(f"{server.url}{path}", json=body)
         if reply.status_code >= 400:
             raise self._refused(server, reply.status_code, reply.text)
         value: dict[str, Any] = reply.json()
@@ -311,7 +341,7 @@ class VllmClient:
             await http.aclose()
 
 
-_REFUSALS = (400, 404, 422)
+_REFUSALS = (400, 404, 405, 422)
 """The request is wrong, and would be elsewhere."""
 
 
