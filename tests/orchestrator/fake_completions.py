@@ -33,7 +33,8 @@ class FakeCompletions:
     """A running server and what it saw.
 
     context: what it says of its own context; 0: nothing. most_top: likeliest tokens that it tells;
-    more are refused; 0: `logprobs` is refused. refuse: a status for all; 0: properly.
+    more are refused; 0: `logprobs` is refused. refuse: a status for all; 0: properly. dies_after:
+    requests after which it is 503; None: never.
     """
 
     model: CausalLM
@@ -43,6 +44,7 @@ class FakeCompletions:
     context: int = 0
     most_top: int = 20
     refuse: int = 0
+    dies_after: int | None = None
     url: str = ""
     requests: list[dict[str, Any]] = field(default_factory=list)
 
@@ -95,6 +97,8 @@ class FakeCompletions:
     async def _heard(self, request: Request) -> dict[str, Any] | Response:
         body: dict[str, Any] = json.loads(await request.body())
         self.requests.append(body)
+        if self.dies_after is not None and len(self.requests) > self.dies_after:
+            self.refuse = 503
         if self.refuse:
             return JSONResponse({"error": {"message": "told to"}}, self.refuse)
         if self.trick == "busy":

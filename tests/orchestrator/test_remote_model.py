@@ -159,5 +159,9 @@ def test_a_model_behind_a_server_is_named_by_its_folder_and_address(tmp_path: Pa
     assert (spec.engine, spec.urls) == ("remote", ("http://a:1", "http://b:2"))
     gguf = tmp_path / "x.gguf"
     gguf.write_bytes(b"")
-    with pytest.raises(PairError, match="folder or repository of safetensors"):
-        find_model(f"{gguf}@http://a:1")
+    spec = find_model(f"{gguf}@http://a:1")
+    assert (spec.engine, spec.path, spec.has_gguf) == ("remote", gguf, True)
+    spec = find_model("qwen2.5-coder-1.5b@http://a:1")
+    assert (spec.engine, spec.has_gguf) == ("remote", True)
+    with pytest.raises(PairError, match="there is no model"):
+        find_model(f"{tmp_path}/none.gguf@http://a:1")

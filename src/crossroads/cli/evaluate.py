@@ -181,6 +181,9 @@ def _systems(
             f"give --system {router} for it"
         )
     names = [*texts] if texts else default_systems(fractions, trained=trained is not None)
+    if not texts and not large.looks_back:
+        names.remove("lossless")
+        click.echo(f"lossless is left out: the server of {large.name} cannot do it", err=True)
     if texts and fractions:
         names += [f"{name}~{f:g}" for f in fractions for name in ("router", "entropy", "random")]
     return parse_systems(list(dict.fromkeys(names)), small.vocab_size, trained)

@@ -47,7 +47,11 @@ def pair_options(context: int) -> Callable[[Callable[..., None]], Callable[..., 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @click.option("--pair", default=None, help="Pair by name; see `crossroads pairs`.")
         @click.option("--small", default=None, help="Small model: name, .gguf, folder or hub repo.")
-        @click.option("--large", default=None, help="Large model: name, .gguf, folder or hub repo.")
+        @click.option(
+            "--large",
+            default=None,
+            help="Large model: name, .gguf, folder or hub repo; @URL behind it if servers run it.",
+        )
         @click.option(
             "--context",
             default=context,

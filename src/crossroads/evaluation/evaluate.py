@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from crossroads.artifacts import exclusive
-from crossroads.errors import ConfigError, DataError
+from crossroads.decoding.request import Request, check_request
+from crossroads.errors import ConfigError, DataError, RequestError
 from crossroads.evaluation.folder import (
     RunFolder,
     RunRecord,
@@ -16,12 +17,13 @@ from crossroads.evaluation.folder import (
     check_names,
 )
 from crossroads.evaluation.matching import matched_threshold
-from crossroads.evaluation.run import Bench, run_system
+from crossroads.evaluation.run import Bench, RunSettings, run_system
 from crossroads.evaluation.systems import System
 from crossroads.grading.rules import rule_by_name
+from crossroads.models.pairs import Pair
 from crossroads.provenance import provenance
 from crossroads.tasks.evaluation import EvaluationTask
-from crossroads.types import Usage
+from crossroads.types import Role, Usage
 
 PILOT = 12
 """Items on which a matched threshold is found, unless said otherwise."""
@@ -60,9 +62,11 @@ def evaluate(
     Raises:
         DataError: a task without items, or an item without an answer.
         EngineError: an answer rule needs what this machine has not.
-        ConfigError: the folder holds another run.
+        ConfigError: the folder holds another run, or a system needs more of the large model than
+        its server tells.
     """
     check(tasks, systems)
+    check_large(bench.pair, bench.settings, systems)
     with exclusive(bench.folder.path):
         earlier = bench.folder.earlier()
         if earlier is not None:
@@ -121,6 +125,31 @@ def check(tasks: Sequence[EvaluationTask], systems: Sequence[System]) -> None:
                     f"{task.name}: the problem {item.problem.id!r} has no answer to grade against"
                 )
         rule_by_name(task.rule).check()
+
+
+def check_large(pair: Pair, settings: RunSettings, systems: Sequence[System]) -> None:
+    """Refuse systems that need more of the large model than its server tells.
+
+    Raises:
+        ConfigError: names the system, and what it needs.
+    """
+    info = pair.large.info
+    if info.most_top is None:
+        return
+    for system in systems:
+        if system.oracle_ratio is not None:
+            raise ConfigError(
+                f"the system {system.name} reads the large model's whole distributions, which the "
+                f"server of {info.name} does not tell; leave it out"
+            )
+        # vLLM draws a whole answer by itself.
+        if system.role is Role.SMALL or (system.role is Role.LARGE and info.looks_back):
+            continue
+        request = Request((0,), sampling=settings.sampling, **system.options)
+        try:
+            check_request(request, [info])
+        except RequestError as error:
+            raise ConfigError(f"the system {system.name} cannot run: {error}") from error
 
 
 def _run(

@@ -29,7 +29,7 @@ from crossroads.labelling.respond import RespondConfig, Responses, open_response
 from crossroads.labelling.verdicts import Verdicts, judge_all, judge_folder
 from crossroads.models.pairs import Pair
 from crossroads.tasks.jsonl import write_problems
-from crossroads.types import Problem, Progress
+from crossroads.types import ModelInfo, Problem, Progress
 
 STAGES = ("respond", "compare", "continue", "judge", "build")
 
@@ -73,6 +73,7 @@ def label(
     """
     _check_problems(problems)
     _check_stages(stages, judges)
+    _check_large(pair.large.info, stages, config or LabelConfig())
     with exclusive(folder):
         line = _Line(pair, problems, judges, folder, progress, config or LabelConfig())
         for stage in STAGES:
@@ -97,6 +98,29 @@ def _check_stages(stages: Collection[str], judges: Sequence[Judge]) -> None:
     keys = Counter(judge_folder(Path(), j.name, j.settings) for j in judges)
     if twice := [str(key) for key, count in keys.items() if count > 1]:
         raise ConfigError(f"the judge {twice[0]} is named twice with the same settings")
+
+
+def _check_large(info: ModelInfo, stages: Collection[str], config: LabelConfig) -> None:
+    """Refuse stages that need more of the large model than its server tells, before any work.
+
+    Raises:
+        ConfigError: names the stage.
+    """
+    if info.looks_back:
+        return
+    lacks = f"the server of {info.name} does not tell"
+    if "compare" in stages:
+        raise ConfigError(
+            f"the stage compare needs the large model's view of every token of an answer, which "
+            f"{lacks}; leave the stage out, or serve the model with vLLM"
+        )
+    drawn = {"respond": config.respond.temperature, "continue": config.continue_.temperature}
+    for stage in (stage for stage, temperature in drawn.items() if temperature > 0):
+        if stage in stages:
+            raise ConfigError(
+                f"the stage {stage} draws from whole distributions, which {lacks}; set its "
+                "temperature to 0, or serve the model with vLLM"
+            )
 
 
 class _Line:

@@ -71,7 +71,8 @@ class LocalLLMJudge:
         Effects: `weights` are loaded; they are freed by `close`, or when the judge is forgotten.
 
         Raises:
-            ConfigError: neither a pair nor weights, or a bound out of range.
+            ConfigError: neither a pair nor weights, a large model behind a server, or a bound out
+            of range.
             PairError, WeightsError, EngineError: the weights cannot be loaded.
         """
         if weights is None:
@@ -80,6 +81,11 @@ class LocalLLMJudge:
                     "the local judge has no pair to take its model from; add weights="
                 )
             pair = context.pair
+            if pair.large.info.most_top is not None:
+                raise ConfigError(
+                    "the local judge reads whole distributions, which the server of "
+                    f"{pair.large.info.name} does not tell; add weights="
+                )
             return cls(pair.large, pair.tokenizer, bound=bound, max_rows=context.max_rows)
         loaded = load_model(
             str(weights), context_length=_CONTEXT_LENGTH, max_rows=context.max_rows + 1
