@@ -149,7 +149,7 @@ def test_sampling_is_refused_before_anything_runs(changes: dict, sentence: str) 
 
 
 def test_no_server_is_one_sentence() -> None:
-    with pytest.raises(EngineError, match=r"no vLLM server answers at http://127\.0\.0\.1:9"):
+    with pytest.raises(EngineError, match=r"no server answers at http://127\.0\.0\.1:9"):
         RemoteLM(scripted_pair().large.info, ["http://127.0.0.1:9"], HASTY)
 
 

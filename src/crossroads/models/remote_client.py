@@ -51,6 +51,7 @@ class _Server:
     url: str
     down_until: float = 0.0
     watched: bool = False
+    pause: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +81,10 @@ class VllmClient:
             ConfigError: none, or one that is no http address.
         """
         if not self.urls:
-            raise ConfigError("give the address of at least one vLLM server")
+            raise ConfigError("give the address of at least one server")
         for url in self.urls:
             if not url.startswith(("http://", "https://")):
-                raise ConfigError(f"a vLLM server's address begins with http://, got {url!r}")
+                raise ConfigError(f"a server's address begins with http://, got {url!r}")
         self._servers = [_Server(url.rstrip("/").removesuffix("/v1")) for url in self.urls]
 
     async def connect(self) -> ServerInfo:
@@ -105,7 +106,7 @@ class VllmClient:
             cards = reply.json()["data"]
         except (httpx2.HTTPError, ValueError, KeyError) as error:
             raise EngineError(
-                f"no vLLM server answers at {server.url} ({_words(error)}); start it, or give "
+                f"no server answers at {server.url} ({_words(error)}); start it, or give "
                 "another address"
             ) from error
         found = [c for c in cards if self.model in (None, c["id"])]
@@ -145,6 +146,7 @@ class VllmClient:
                 body = self._body([*prompt, *came], max_tokens - len(came), options(len(came)))
                 async with aclosing(self._stream(server, body)) as stream:
                     async for token in stream:
+                        server.pause = 0.0
                         came.append(token.token_id)
                         yield token
             except FAULTS as error:
@@ -231,9 +233,12 @@ class VllmClient:
         while True:
             server = self._choose(row, attempts.failures)
             try:
-                return await ask(server)
+                reply = await ask(server)
             except FAULTS as error:
                 await attempts.failed(server, error, self)
+            else:
+                server.pause = 0.0
+                return reply
 
     def _attempts(self, insist: bool) -> _Attempts:
         """Begin to count attempts.
@@ -265,11 +270,13 @@ class VllmClient:
         """Leave a server alone until it answers again, which is asked from time to time.
 
         Who does not insist would else wait for a server that takes connections and stands still,
-        again and again.
+        again and again. One that says that it is there and fails is left alone for longer and
+        longer, up to `patience.give_up`.
         """
         server.down_until = math.inf
         if not server.watched:
             server.watched = True
+            server.pause = min(max(self.patience.down, 2 * server.pause), self.patience.give_up)
             task = asyncio.get_running_loop().create_task(self._watch(server))
             self._watches.add(task)
             task.add_done_callback(self._watches.discard)
@@ -277,7 +284,7 @@ class VllmClient:
     async def _watch(self, server: _Server) -> None:
         url, wait = f"{server.url}/v1/models", self.patience.connect
         while server.watched:
-            await asyncio.sleep(self.patience.down)
+            await asyncio.sleep(server.pause)
             with suppress(httpx2.HTTPError):
                 reply = await self._client().get(url, timeout=wait)
                 server.watched = not reply.is_success
