@@ -36,6 +36,7 @@ class FakeServer:
     break_after: tokens after which each stream is cut off in the middle; None: never. refuse: the
     status with which requests are answered; 0: properly. silent: streams end
     without a token. delay: seconds before each token. asleep: seconds before each answer.
+    wedged: it says that it is there, and fails at each request.
     """
 
     model: ScriptedLM
@@ -47,6 +48,7 @@ class FakeServer:
     silent: bool = False
     delay: float = 0.0
     asleep: float = 0.0
+    wedged: bool = False
     open_streams: int = 0
     tokens_sent: int = 0
 
@@ -62,8 +64,8 @@ class FakeServer:
         body = json.loads(await request.body())
         self.requests.append(body)
         await asyncio.sleep(self.asleep)
-        if self.refuse:
-            return JSONResponse({"error": {"message": "told to"}}, self.refuse)
+        if self.refuse or self.wedged:
+            return JSONResponse({"error": {"message": "told to"}}, self.refuse or 500)
         if len(body["prompt"]) + body["max_tokens"] > self.model.info.context_length:
             return JSONResponse({"error": {"message": "too long"}}, 400)
         if not body["stream"]:

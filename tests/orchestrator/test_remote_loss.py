@@ -139,6 +139,27 @@ def test_a_server_that_stands_still_holds_nobody_up_twice() -> None:
     assert [t.token_ids for t in found] == [t.token_ids for t in expected]
 
 
+def test_a_server_that_says_it_is_there_and_fails_is_asked_less_and_less() -> None:
+    with remote() as (models, fake):
+        fake.wedged = True
+        cache, before = models.large.new_cache(), len(fake.requests)
+        end = time.monotonic() + 1.5
+        while time.monotonic() < end:
+            with pytest.raises(UnreachableError):
+                models.large.extend([cache], [[5]], Want(insist=False))
+            time.sleep(0.005)
+        assert 2 <= len(fake.requests) - before <= 7  # after 0, 0.05, 0.15, 0.35, 0.75, 1.25 s
+        fake.wedged = False
+        for _ in range(500):
+            try:
+                models.large.extend([cache], [[5]], Want(insist=False))
+                break
+            except UnreachableError:
+                time.sleep(0.01)
+        assert cache.length == 1
+        cache.release()
+
+
 def test_what_a_row_that_revises_had_in_question_stands() -> None:
     requests = requests_of(3, revise_below=0.1, max_lag=4)
     with remote() as (models, fake):
