@@ -22,11 +22,11 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from crossroads.models.base import Want
+from crossroads.models.remote_wire import Order
 from crossroads.models.scripted import ScriptedLM
 from crossroads.routing.routers.base import Router
 from crossroads.serving.server import listen
 from crossroads.vllm.deciding import OrderedRow, decide, say
-from crossroads.vllm.wire import Order
 
 
 @dataclass

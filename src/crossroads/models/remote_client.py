@@ -95,6 +95,10 @@ class VllmClient:
         self.model = infos[0].model
         return infos[0]
 
+    def apart(self) -> list[VllmClient]:
+        """Return a client for each server alone; close them, too."""
+        return [VllmClient([s.url], self.model, self.patience, self.api_key) for s in self._servers]
+
     async def _info(self, server: _Server) -> ServerInfo:
         try:
             reply = await self._client().get(f"{server.url}/v1/models")

@@ -23,6 +23,9 @@ XARG = "crossroads"
 REPORTED = 4
 """Entries of a row that carry something; a request asks for so many log-probabilities."""
 
+NEVER = 2.0
+"""A threshold above every score: the model that is asked goes on alone."""
+
 _CHOSEN, _PROPOSED = 4.0, 3.0  # above every score, which lies in [0, 1]
 _ENTROPY_FROM = -1.0  # entropies stand below every score: -1 - entropy
 
