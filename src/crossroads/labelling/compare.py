@@ -6,7 +6,9 @@ Shapes: N response positions, K top entries, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import tee
 from pathlib import Path
 
 import torch
@@ -17,6 +19,7 @@ from crossroads.dataset import Comparison, LargeOutputs
 from crossroads.errors import DataError
 from crossroads.labelling.respond import Responses
 from crossroads.models.base import CausalLM, StepOutput, Want, concatenate
+from crossroads.models.served import Answer, Reading, ServedLM
 from crossroads.routing.features import TOP_K
 from crossroads.types import Progress
 
@@ -25,6 +28,9 @@ LARGE_TOP_K = 20
 
 _CHUNK = 64
 """Positions whose whole distributions are in memory at a time (64 x 152k x 4 B = 39 MB)."""
+
+_AHEAD = 4
+"""Responses that a large model behind a server reads beyond the one that the small model reads."""
 
 
 def compare_all(
@@ -46,12 +52,15 @@ def compare_all(
         "large_top_k": LARGE_TOP_K,
     }
     pin_config(folder / "config.json", pinned, "comparisons")
+    todo = [k for k in responses.finished_keys if not comparison_path(folder, k).exists()]
     progress.start("both models compare", len(responses.finished_keys), "responses")
-    for response in responses.finished():
+    progress.advance(len(responses.finished_keys) - len(todo))
+    mine, theirs = tee(responses.get(key) for key in todo)
+    views = _views(large, (Answer(r.prompt_ids, r.response_ids) for r in theirs))
+    for response, view in zip(mine, views, strict=True):
+        comparison = _compare(small, view, response.prompt_ids, response.response_ids)
         path = comparison_path(folder, response.key)
-        if not path.exists():
-            comparison = compare(small, large, response.prompt_ids, response.response_ids)
-            save_tensors(path, comparison.to_tensors(), {"response": response.key})
+        save_tensors(path, comparison.to_tensors(), {"response": response.key})
         progress.advance()
     progress.finish()
 
@@ -69,18 +78,43 @@ def compare(
     Raises:
         DataError: outputs that contradict themselves (a backend's fault, found before training).
     """
+    (view,) = _views(large, [Answer(tuple(prompt_ids), tuple(response_ids))])
+    return _compare(small, view, prompt_ids, response_ids)
+
+
+View = Callable[[Tensor], LargeOutputs]
+"""The large model's view of a response, given the small model's token [N] at each position."""
+
+
+def _compare(
+    small: CausalLM, view: View, prompt_ids: Sequence[int], response_ids: Sequence[int]
+) -> Comparison:
     want = Want(positions="all", top_k=TOP_K, hidden=True)
     pieces = list(_teacher_forced(small, prompt_ids, response_ids, want))
     step = concatenate(pieces, (len(response_ids),))
-    real_N = torch.tensor(list(response_ids))
     comparison = Comparison(
         step=step,
-        real_N=real_N,
+        real_N=torch.tensor(list(response_ids)),
         position_N=torch.arange(len(response_ids)) + len(prompt_ids),
-        large=_large_outputs(large, prompt_ids, response_ids, step.top_ids_NK[:, 0]),
+        large=view(step.top_ids_NK[:, 0]),
     )
     _check(comparison)
     return comparison
+
+
+def _views(large: CausalLM, answers: Iterable[Answer]) -> Iterator[View]:
+    """Yield the large model's view of each response, in order.
+
+    A model in the process reads when it is asked, in pieces. One behind servers reads a few
+    responses ahead, while the small one reads here.
+    """
+    if isinstance(large, ServedLM):
+        ours, theirs = tee(answers)
+        for answer, reading in zip(ours, large.read(theirs, LARGE_TOP_K, _AHEAD), strict=True):
+            yield partial(_told, reading, answer)
+    else:
+        for answer in answers:
+            yield partial(_read, large, answer)
 
 
 def _teacher_forced(
@@ -98,21 +132,16 @@ def _teacher_forced(
         cache.release()
 
 
-def _large_outputs(
-    large: CausalLM, prompt_ids: Sequence[int], response_ids: Sequence[int], small_N: Tensor
-) -> LargeOutputs:
-    """Return the large model's view of the N positions.
-
-    A server that tells its likeliest tokens only gives, for another one, no more than a bound: the
-    least of those that it told. The token is at most as likely as that.
-    """
-    want = Want(positions="all", top_k=LARGE_TOP_K, logits=large.info.most_top is None)
-    ids_N2 = torch.stack([torch.tensor(list(response_ids)), small_N], dim=1)
+def _read(large: CausalLM, answer: Answer, small_N: Tensor) -> LargeOutputs:
+    """Return the view of a model in the process."""
+    want = Want(positions="all", top_k=LARGE_TOP_K, logits=True)
+    ids_N2 = torch.stack([torch.tensor(answer.answer_ids), small_N], dim=1)
     top_ids, top_logprobs, chosen = [], [], []
     start = 0
-    for output in _teacher_forced(large, prompt_ids, response_ids, want):
+    for output in _teacher_forced(large, answer.prompt_ids, answer.answer_ids, want):
+        assert output.logits_NV is not None
         part_N2 = ids_N2[start : start + len(output.top_ids_NK)]
-        chosen.append(_logits_of(output, part_N2) - output.logsumexp_N[:, None])
+        chosen.append(output.logits_NV.gather(1, part_N2) - output.logsumexp_N[:, None])
         top_ids.append(output.top_ids_NK)
         top_logprobs.append(output.top_logits_NK - output.logsumexp_N[:, None])
         start += len(part_N2)
@@ -125,13 +154,21 @@ def _large_outputs(
     )
 
 
-def _logits_of(output: StepOutput, ids_N2: Tensor) -> Tensor:
-    """Return the logits of two ids at each position, or the least top logit where that is less."""
-    if output.logits_NV is not None:
-        return output.logits_NV.gather(1, ids_N2)
-    same_N2K = output.top_ids_NK[:, None, :] == ids_N2[:, :, None]
-    least_N1 = output.top_logits_NK[:, -1:]
-    return torch.where(same_N2K, output.top_logits_NK[:, None, :], least_N1[:, :, None]).amax(2)
+def _told(reading: Reading, answer: Answer, small_N: Tensor) -> LargeOutputs:
+    """Return the view of a model behind a server, which tells its likeliest tokens only.
+
+    Of another one there is no more than a bound: it is at most as likely as the least of them.
+    """
+    real_N = torch.tensor(answer.answer_ids)
+    same_NK = reading.top_ids_NK == small_N[:, None]
+    least_N1 = reading.top_logprobs_NK[:, -1:]
+    small_logprob_N = torch.where(same_NK, reading.top_logprobs_NK, least_N1).amax(1)
+    return LargeOutputs(
+        logprob_real_N=reading.logprob_N,
+        logprob_small_N=torch.where(small_N == real_N, reading.logprob_N, small_logprob_N),
+        top_ids_NK=reading.top_ids_NK,
+        top_logprobs_NK=reading.top_logprobs_NK,
+    )
 
 
 def _check(comparison: Comparison) -> None:

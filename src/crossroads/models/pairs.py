@@ -232,6 +232,11 @@ def _connect(spec: ModelSpec, path: Path, size: _LoadSize) -> CausalLM:
             f"a model behind a server needs {error.name}; install it with: pip install httpx2"
         ) from error
     from crossroads.models.hf_describe import describe  # noqa: PLC0415
+    from crossroads.models.remote_wire import reserve  # noqa: PLC0415
 
     info = describe(path, engine=REMOTE, context_length=size.context_length, max_rows=size.max_rows)
-    return RemoteLM(info, spec.urls)
+    try:
+        reserved = reserve(load_tokenizer(spec, path), info.vocab_size)
+    except PairError:  # a vocabulary without unused ids: the plugin cannot say that it is there
+        reserved = None
+    return RemoteLM(info, spec.urls, reserved=reserved)

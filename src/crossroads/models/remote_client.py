@@ -28,13 +28,15 @@ class Patience:
     """How long to wait for a server, in seconds.
 
     connect: for a connection. token: for the next token. down: how long a server that failed is
-    left alone. give_up: how long a request is tried again before it fails.
+    left alone. give_up: how long a request is tried again before it fails. text: for what it says
+    of a whole text, which it reads from its beginning, after those that came before.
     """
 
     connect: float = 5.0
     token: float = 60.0
     down: float = 5.0
     give_up: float = 120.0
+    text: float = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,19 +166,42 @@ class VllmClient:
         Raises:
             RequestError: the server refuses the request. EngineError: no server answers in time.
         """
+        # A server that reports what penalties left would take them from the model's folder.
+        options = {"temperature": 0, "repetition_penalty": 1.0, "logprobs": top}
         if count == 1:
-            options = {"temperature": 0, "logprobs": top}
             async with aclosing(self.write(tokens, 1, lambda _: options, row)) as stream:
                 return [token.values async for token in stream]
-        body = self._body(tokens, 1, {"temperature": 0, "logprobs": top, "prompt_logprobs": top})
+        body = self._body(tokens, 1, {**options, "prompt_logprobs": top})
         body["stream"] = False
-        reply = await self._again(row, lambda server: self._post(server, body))
+        seconds = self.patience.token
+        reply = await self._again(row, lambda server: self._post(server, body, seconds))
         choice = reply["choices"][0]
         read = [_by_id(found) for found in choice["prompt_logprobs"][1 - count :]]
         return [*read, *(token.values for token in _tokens(reply))]
 
-    async def _post(self, server: _Server, body: Mapping[str, Any]) -> dict[str, Any]:
-        reply = await self._client().post(f"{server.url}/v1/completions", json=body)
+    async def look_back(
+        self, tokens: Sequence[int], count: int, top: int, row: Sequence[int] = ()
+    ) -> list[Mapping[int, float]]:
+        """Return, at each of the last `count` tokens, its own and the `top` best log-probabilities.
+
+        One token of room is needed, since vLLM writes one at least. It reads all of the tokens
+        again, past its prefix cache; there must be more than `count`.
+
+        Raises:
+            RequestError: the server refuses the request. EngineError: no server answers in time.
+        """
+        body = self._body(tokens, 1, {"temperature": 0, "prompt_logprobs": top})
+        body["stream"] = False
+        seconds = self.patience.text
+        reply = await self._again(row, lambda server: self._post(server, body, seconds))
+        return [_by_id(found) for found in reply["choices"][0]["prompt_logprobs"][-count:]]
+
+    async def _post(
+        self, server: _Server, body: Mapping[str, Any], seconds: float
+    ) -> dict[str, Any]:
+        timeout = httpx2.Timeout(seconds, connect=self.patience.connect)
+        url = f"{server.url}/v1/completions"
+        reply = await self._client().post(url, json=body, timeout=timeout)
         if reply.status_code >= 400:
             raise self._refused(server, reply.status_code, reply.text)
         value: dict[str, Any] = reply.json()
