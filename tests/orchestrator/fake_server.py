@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import uvicorn
 from starlette.applications import Starlette
@@ -35,7 +36,8 @@ class FakeServer:
 
     break_after: tokens after which each stream is cut off in the middle; None: never. refuse: the
     status with which requests are answered; 0: properly. silent: streams end
-    without a token. delay: seconds before each token.
+    without a token. delay: seconds before each token. mode: vLLM's --logprobs-mode. aborted:
+    streams that the client left.
     """
 
     model: ScriptedLM
@@ -46,8 +48,16 @@ class FakeServer:
     refuse: int = 0
     silent: bool = False
     delay: float = 0.0
+    mode: str = "raw_logprobs"
     open_streams: int = 0
+    most_open: int = 0
+    aborted: int = 0
     tokens_sent: int = 0
+
+    @property
+    def probes(self) -> int:
+        """Requests of one token, by which a client looks for the plugin."""
+        return sum(body["prompt"] == [1] for body in self.requests)
 
     async def models(self, _: Request) -> Response:
         info = self.model.info
@@ -66,52 +76,65 @@ class FakeServer:
         return StreamingResponse(self._events(body), media_type="text/event-stream")
 
     def _whole(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Return one token, and the log-probabilities of the prompt's own positions."""
+        """Return one token, and what is told of the prompt: its tokens and the likeliest there."""
         prompt, top = body["prompt"], body["prompt_logprobs"]
         read = [None]
         for end in range(1, len(prompt)):
-            values = self._step({**body, "prompt": prompt[:end], "logprobs": top}, [])
-            read.append({str(i): {"logprob": value} for i, value in values.items()})
-        values = self._step(body, [])
-        choice = self._choice(max(values, key=lambda i: values[i]), values)
-        return {"choices": [{**choice, "prompt_logprobs": read}]}
+            told_V = self._told(self._logits(prompt[:end])[0])
+            ids = {*torch.topk(told_V, top).indices.tolist(), prompt[end]}
+            read.append({str(i): {"logprob": float(told_V[i])} for i in ids})
+        token_id, values = self._step(body, [])
+        return {"choices": [{**self._choice(token_id, values), "prompt_logprobs": read}]}
 
     async def _events(self, body: dict[str, Any]) -> AsyncIterator[bytes]:
         self.open_streams += 1
+        self.most_open = max(self.most_open, self.open_streams)
         try:
             output: list[int] = []
             for count in range(0 if self.silent else body["max_tokens"]):
                 if self.break_after is not None and count >= self.break_after:
                     return  # without [DONE]
                 await asyncio.sleep(self.delay)
-                values = self._step(body, output)
-                token_id = max(values, key=lambda i: values[i])
+                token_id, values = self._step(body, output)
                 output.append(token_id)
                 self.tokens_sent += 1
                 yield self._event(token_id, values)
                 if token_id in body.get("stop_token_ids", []):
                     break
             yield b"data: [DONE]\n\n"
+        except asyncio.CancelledError:
+            self.aborted += 1
+            raise
         finally:
             self.open_streams -= 1
 
-    def _step(self, body: dict[str, Any], output: list[int]) -> dict[int, float]:
-        """Return the values that are reported at the next position, by id."""
-        prompt = body["prompt"]
+    def _logits(self, tokens: list[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the logits [V] after the tokens, and the hidden state [1, H]."""
         cache = self.model.new_cache()
-        out = self.model.extend([cache], [[*prompt, *output]], Want(logits=True, hidden=True))
+        out = self.model.extend([cache], [tokens], Want(logits=True, hidden=True))
         cache.release()
         assert out.logits_NV is not None
-        row_V = out.logits_NV[0].clone()
-        if self.router is None:
-            row_V = row_V.log_softmax(0)
+        return out.logits_NV[0].clone(), out.hidden_NH
+
+    def _told(self, row_V: torch.Tensor) -> torch.Tensor:
+        return row_V.log_softmax(0) if self.mode.endswith("logprobs") else row_V
+
+    def _step(self, body: dict[str, Any], output: list[int]) -> tuple[int, dict[int, float]]:
+        """Return the next token, and the values that are reported at its position, by id."""
+        prompt = body["prompt"]
+        row_V, hidden_NH = self._logits([*prompt, *output])
         order = Order.from_xargs(body.get("vllm_xargs"))
         if order is not None and self.router is not None:
             rows = [OrderedRow(order, prompt, output)]
-            say(rows, decide(rows, row_V[None], out.hidden_NH, self.router), [row_V])
-        values, ids = torch.topk(row_V, body.get("logprobs") or 1)
-        pairs = zip(ids.tolist(), values.tolist(), strict=True)
-        return {i: max(value, -9999.0) for i, value in pairs}
+            say(rows, decide(rows, row_V[None], hidden_NH, self.router), [row_V])
+        told_V = self._told(row_V)
+        token_id = int(row_V.argmax())
+        if body["temperature"] > 0:
+            weights_V = (row_V / body["temperature"]).softmax(0).double().numpy()
+            generator = np.random.default_rng([body["seed"], len(output)])
+            token_id = int(generator.choice(len(weights_V), p=weights_V / weights_V.sum()))
+        ids = {*torch.topk(told_V, body.get("logprobs") or 1).indices.tolist(), token_id}
+        return token_id, {i: max(float(told_V[i]), -9999.0) for i in ids}
 
     def _event(self, token_id: int, values: dict[int, float]) -> bytes:
         choices = [self._choice(token_id, values)]
@@ -126,7 +149,8 @@ class FakeServer:
 @contextmanager
 def fake_server(model: ScriptedLM, router: Router | None) -> Iterator[FakeServer]:
     """Serve until the block ends. router: the plugin's; None: a server without the plugin."""
-    fake = FakeServer(model, router)
+    mode = "raw_logprobs" if router is None else "processed_logits"
+    fake = FakeServer(model, router, mode=mode)
     app = Starlette(
         routes=[
             Route("/v1/models", fake.models),
