@@ -28,8 +28,8 @@ class Patience:
     """How long to wait for a server, in seconds.
 
     connect: for a connection. token: for the next token. down: how long a server that failed is
-    left alone. give_up: how long a request is tried again before it fails. text: for what it says
-    of a whole text, which it reads from its beginning, after those that came before.
+    left alone. give_up: how long a request is tried again before it fails. text: for the next token
+    or the reading of one of many texts, which wait for each other at the server.
     """
 
     connect: float = 5.0
@@ -125,18 +125,21 @@ class VllmClient:
         row: Sequence[int] = (),
         *,
         insist: bool = True,
+        seconds: float | None = None,
     ) -> AsyncGenerator[WireToken]:
         """Yield up to `max_tokens` tokens that follow `tokens`, as they come.
 
         options: fields of vLLM's completion request besides these, once so many tokens have come.
         If a connection breaks, what is missing is asked for again, after what has come. row: what
         chooses the server; the same for all requests of a row. insist: try again as long as
-        `patience` says; False: each server that is not known to be down once.
+        `patience` says; False: each server that is not known to be down once. seconds: without a
+        token, after which a server counts as failed; None: as `patience` says.
 
         Raises:
             RequestError: the server refuses the request. EngineError: no server answers in time.
         """
         prompt, came = list(tokens), list[int]()  # a copy: the caller's list may grow
+        seconds = self.patience.token if seconds is None else seconds
         attempts = _Attempts(self.patience, insist=insist)
         if not insist and not self.available:
             raise EngineError(f"no server of {self.model} is up")
@@ -145,7 +148,7 @@ class VllmClient:
             before = len(came)
             try:
                 body = self._body([*prompt, *came], max_tokens - len(came), options(len(came)))
-                async with aclosing(self._stream(server, body)) as stream:
+                async with aclosing(self._stream(server, body, seconds)) as stream:
                     async for token in stream:
                         came.append(token.token_id)
                         yield token
@@ -250,9 +253,12 @@ class VllmClient:
             **options,
         }
 
-    async def _stream(self, server: _Server, body: Mapping[str, Any]) -> AsyncGenerator[WireToken]:
+    async def _stream(
+        self, server: _Server, body: Mapping[str, Any], seconds: float
+    ) -> AsyncGenerator[WireToken]:
         url = f"{server.url}/v1/completions"
-        async with self._client().stream("POST", url, json=body) as reply:
+        timeout = httpx2.Timeout(seconds, connect=self.patience.connect)
+        async with self._client().stream("POST", url, json=body, timeout=timeout) as reply:
             if reply.status_code >= 400:
                 text = (await reply.aread()).decode(errors="replace")
                 raise self._refused(server, reply.status_code, text)

@@ -74,7 +74,9 @@ async def has_plugin(client: VllmClient, reserved: ReservedIds) -> bool:
 
 
 async def _obeys(client: VllmClient, order: Order) -> bool:
-    async with aclosing(client.write([1], 1, ordered(order, []))) as tokens:
+    # A server may compile for minutes at its first request for log-probabilities.
+    asked = client.write([1], 1, ordered(order, []), seconds=client.patience.text)
+    async with aclosing(asked) as tokens:
         async for token in tokens:
             try:
                 read_step(token.token_id, token.values, order.reserved)

@@ -99,7 +99,11 @@ class RemoteWriting:
         )
         try:
             tokens = self._client.write(
-                passage.token_ids, passage.max_tokens, drawing.options, passage.row
+                passage.token_ids,
+                passage.max_tokens,
+                drawing.options,
+                passage.row,
+                seconds=self._client.patience.text,
             )
             async with aclosing(tokens):
                 async for token in tokens:
