@@ -167,6 +167,10 @@ def fake_server(model: ScriptedLM, router: Router | None) -> Iterator[FakeServer
         try:
             yield fake
         finally:
+            # On a busy machine the server may not have seen yet that its clients have closed.
+            end = time.monotonic() + 5
+            while server.server_state.connections and time.monotonic() < end:
+                time.sleep(0.01)
             server.should_exit = server.force_exit = True
             thread.join(20)
             assert not thread.is_alive()

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +19,9 @@ from crossroads.decoding.request import Request
 from crossroads.decoding.served import drawn_by
 from crossroads.decoding.single import generate_alone
 from crossroads.errors import ConfigError, EngineError, RequestError
+from crossroads.evaluation.run import Bench, RunSettings, identity_of
 from crossroads.labelling.compare import compare
+from crossroads.labelling.judges.outcome import OutcomeJudge
 from crossroads.labelling.records import response_key
 from crossroads.labelling.respond import RespondConfig, Responses, respond
 from crossroads.models.pairs import Pair
@@ -185,6 +189,15 @@ def stored(responses: Responses) -> list[object]:
     return [responses.get(k) for k in (*responses.finished_keys, *responses.unfinished_keys)]
 
 
+def identity(pair: Pair, role: Role) -> dict[str, Any]:
+    """Return what an evaluation pins of one model, sampled."""
+    settings = RunSettings(sampling=SamplingParams(0.9))
+    bench = Bench(pair, None, settings, SilentProgress())
+    system = SimpleNamespace(name="x", role=role, identity=None, threshold=None, options={})
+    task = SimpleNamespace(items=(), rule="exact", stop=(), max_tokens=10)
+    return identity_of(bench, task, system)
+
+
 def missing_in(folder: Path) -> int:
     keys = [response_key(problem.id, 0) for problem in PROBLEMS]
     return len(Responses(folder, keys, []).missing)
@@ -237,6 +250,10 @@ def test_a_run_never_mixes_who_draws(tmp_path: Path) -> None:
     with served(PLAIN) as (pair, _):
         assert drawn_by(pair.large, SamplingParams(0.9)) == {"drawn_by": "server"}
         assert drawn_by(pair.large, SamplingParams()) == {}
+        assert OutcomeJudge(pair, 3, temperature=0.9).settings["drawn_by"] == "server"
+        assert "drawn_by" not in OutcomeJudge(pair, 3).settings
+        assert identity(pair, Role.LARGE)["drawn_by"] == "server"
+        assert "drawn_by" not in identity(pair, Role.SMALL)
         first = stored(respond_to(pair, tmp_path / "plain", 0.9))
         assert first == stored(respond_to(pair, tmp_path / "again", 0.9)), "a seed for each row"
     with served(LOGITS) as (pair, fake):
