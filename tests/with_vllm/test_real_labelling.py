@@ -52,7 +52,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pairs]:
     server = RunningServer(plan, free_port())
     size = {"context_length": builders.CONTEXT, "max_rows": 9}
     try:
-        wait_until_ready({"large": server}, 600, print)
+        wait_until_ready({"large": server}, 1200, print)
         with (
             load_pair(resolve_pair(small=small, large=large), **size) as local,
             load_pair(resolve_pair(small=small, large=f"{large}@{server.url}"), **size) as far,
