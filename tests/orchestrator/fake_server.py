@@ -6,6 +6,7 @@ The plugin's own code decides; only vLLM around it is played. It can be told to 
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import threading
 import time
@@ -22,9 +23,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from crossroads.models.base import Want
+from crossroads.models.base import CausalLM, Want
 from crossroads.models.remote_wire import Order
-from crossroads.models.scripted import ScriptedLM
 from crossroads.routing.routers.base import Router
 from crossroads.serving.server import listen
 from crossroads.vllm.deciding import OrderedRow, decide, say
@@ -37,10 +37,10 @@ class FakeServer:
     break_after: tokens after which each stream is cut off in the middle; None: never. refuse: the
     status with which requests are answered; 0: properly. silent: streams end
     without a token. delay: seconds before each token. mode: vLLM's --logprobs-mode. aborted:
-    streams that the client left.
+    streams that the client left. stretch: what the states are multiplied by.
     """
 
-    model: ScriptedLM
+    model: CausalLM
     router: Router | None
     url: str = ""
     requests: list[dict[str, Any]] = field(default_factory=list)
@@ -52,6 +52,7 @@ class FakeServer:
     open_streams: int = 0
     most_open: int = 0
     aborted: int = 0
+    stretch: float = 1.0
     tokens_sent: int = 0
 
     @property
@@ -74,6 +75,18 @@ class FakeServer:
         if not body["stream"]:
             return JSONResponse(self._whole(body))
         return StreamingResponse(self._events(body), media_type="text/event-stream")
+
+    async def pooling(self, request: Request) -> Response:
+        """Return the states of a text, as vLLM's pooling runner does for token_embed."""
+        body = json.loads(await request.body())
+        self.requests.append(body)
+        assert body["use_activation"] is False
+        cache = self.model.new_cache()
+        out = self.model.extend([cache], [body["input"]], Want(positions="all", hidden=True))
+        cache.release()
+        assert out.hidden_NH is not None
+        data = base64.b64encode((self.stretch * out.hidden_NH).float().numpy().tobytes()).decode()
+        return JSONResponse({"data": [{"index": 0, "data": data}]})
 
     def _whole(self, body: dict[str, Any]) -> dict[str, Any]:
         """Return one token, and what is told of the prompt: its tokens and the likeliest there."""
@@ -147,7 +160,7 @@ class FakeServer:
 
 
 @contextmanager
-def fake_server(model: ScriptedLM, router: Router | None) -> Iterator[FakeServer]:
+def fake_server(model: CausalLM, router: Router | None) -> Iterator[FakeServer]:
     """Serve until the block ends. router: the plugin's; None: a server without the plugin."""
     mode = "raw_logprobs" if router is None else "processed_logits"
     fake = FakeServer(model, router, mode=mode)
@@ -155,6 +168,7 @@ def fake_server(model: ScriptedLM, router: Router | None) -> Iterator[FakeServer
         routes=[
             Route("/v1/models", fake.models),
             Route("/v1/completions", fake.completions, methods=["POST"]),
+            Route("/pooling", fake.pooling, methods=["POST"]),
         ]
     )
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))

@@ -32,15 +32,19 @@ ARGUMENTS = "--dtype float32 --enforce-eager --logprobs-mode processed_logprobs"
 AGREE = 1e-4
 """Two engines' float32 log-probabilities."""
 
+STATES = """--dtype float32 --enforce-eager --runner pooling --convert embed \
+--pooler-config '{"task": "token_embed"}'"""
+
 PROBLEMS = [Problem(f"p{i}", (Message("user", f"What is {i}?"),), "1") for i in range(12)]
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """The same models: both in this process, and the large one behind a server."""
+    """The same models: both in this process, the large one behind a server, both behind servers."""
 
     local: Pair
     far: Pair
+    both_far: Pair
 
 
 @pytest.fixture(scope="module")
@@ -49,17 +53,22 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pairs]:
     small, large = map(str, write_pair(folder))
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     plan = ServerPlan("large", large, "never", builders.CONTEXT, 8, folder / "large.log", ARGUMENTS)
-    server = RunningServer(plan, free_port())
+    states = ServerPlan("small", small, "", builders.CONTEXT, 8, folder / "small.log", STATES)
+    servers = {plan.name: RunningServer(plan, free_port()) for plan in (plan, states)}
+    large_url, small_url = servers["large"].url, servers["small"].url
     size = {"context_length": builders.CONTEXT, "max_rows": 9}
     try:
-        wait_until_ready({"large": server}, 1200, print)
+        wait_until_ready(servers, 1200, print)
+        large_there, small_there = f"{large}@{large_url}", f"{small}@{small_url}"
         with (
             load_pair(resolve_pair(small=small, large=large), **size) as local,
-            load_pair(resolve_pair(small=small, large=f"{large}@{server.url}"), **size) as far,
+            load_pair(resolve_pair(small=small, large=large_there), **size) as far,
+            load_pair(resolve_pair(small=small_there, large=large_there), **size) as both_far,
         ):
-            yield Pairs(local, far)
+            yield Pairs(local, far, both_far)
     finally:
-        server.stop()
+        for server in servers.values():
+            server.stop()
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -90,9 +99,11 @@ def test_labels_are_those_of_the_process(pairs: Pairs, tmp_path: Path) -> None:
         max_rows=8,
     )
     judge = judge_by_name("convergence")
-    for name, pair in (("far", pairs.far), ("local", pairs.local)):
-        label(pair, PROBLEMS, [judge], tmp_path / name, SilentProgress(), config)
-    found, expected = (LabelledDataset.open(tmp_path / name) for name in ("far", "local"))
+    for name in ("far", "local", "both_far"):
+        label(getattr(pairs, name), PROBLEMS, [judge], tmp_path / name, SilentProgress(), config)
+    found, expected, whole = (
+        LabelledDataset.open(tmp_path / name) for name in ("far", "local", "both_far")
+    )
     assert len(expected.responses) >= 3
     assert found.card["drawn_by_server"] == []
     assert found.card["responses"] == expected.card["responses"]
@@ -108,3 +119,9 @@ def test_labels_are_those_of_the_process(pairs: Pairs, tmp_path: Path) -> None:
         told_N = near.logprob_small_N >= bound_N + AGREE
         assert torch.allclose(far.logprob_small_N[told_N], near.logprob_small_N[told_N], atol=AGREE)
         assert bool((far.logprob_small_N >= near.logprob_small_N - AGREE).all())
+        # A small model behind a server differs in what two engines' sums differ in.
+        step, wanted = whole.comparison(row).step, expected.comparison(row).step
+        assert torch.equal(step.top_ids_NK[:, 0], wanted.top_ids_NK[:, 0])
+        for name in ("top_logits_NK", "logsumexp_N", "entropy_N", "hidden_NH"):
+            assert torch.allclose(getattr(step, name), getattr(wanted, name), atol=1e-3), name
+    assert torch.equal(whole.labels().label_N, expected.labels().label_N)

@@ -7,8 +7,9 @@ Shapes: N response positions, K top entries, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
-from itertools import tee
+from itertools import islice, tee
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from crossroads.dataset import Comparison, LargeOutputs
 from crossroads.errors import DataError
 from crossroads.labelling.respond import Responses
 from crossroads.models.base import CausalLM, StepOutput, Want, concatenate
-from crossroads.models.served import Answer, Reading, ServedLM
+from crossroads.models.served import Answer, Reading, ReadsAtOnce, ServedLM
 from crossroads.routing.features import TOP_K
 from crossroads.types import Progress
 
@@ -30,7 +31,7 @@ _CHUNK = 64
 """Positions whose whole distributions are in memory at a time (64 x 152k x 4 B = 39 MB)."""
 
 _AHEAD = 4
-"""Responses that a large model behind a server reads beyond the one that the small model reads."""
+"""Responses that a model behind a server reads beyond the one that is compared."""
 
 
 def compare_all(
@@ -55,12 +56,10 @@ def compare_all(
     todo = [k for k in responses.finished_keys if not comparison_path(folder, k).exists()]
     progress.start("both models compare", len(responses.finished_keys), "responses")
     progress.advance(len(responses.finished_keys) - len(todo))
-    mine, theirs = tee(responses.get(key) for key in todo)
-    views = _views(large, (Answer(r.prompt_ids, r.response_ids) for r in theirs))
-    for response, view in zip(mine, views, strict=True):
-        comparison = _compare(small, view, response.prompt_ids, response.response_ids)
-        path = comparison_path(folder, response.key)
-        save_tensors(path, comparison.to_tensors(), {"response": response.key})
+    answers = (_answer(responses, key) for key in todo)
+    for key, comparison in zip(todo, _comparisons(small, large, answers), strict=True):
+        path = comparison_path(folder, key)
+        save_tensors(path, comparison.to_tensors(), {"response": key})
         progress.advance()
     progress.finish()
 
@@ -78,28 +77,66 @@ def compare(
     Raises:
         DataError: outputs that contradict themselves (a backend's fault, found before training).
     """
-    (view,) = _views(large, [Answer(tuple(prompt_ids), tuple(response_ids))])
-    return _compare(small, view, prompt_ids, response_ids)
+    answer = Answer(tuple(prompt_ids), tuple(response_ids))
+    (comparison,) = _comparisons(small, large, [answer])
+    return comparison
 
 
 View = Callable[[Tensor], LargeOutputs]
 """The large model's view of a response, given the small model's token [N] at each position."""
 
 
-def _compare(
-    small: CausalLM, view: View, prompt_ids: Sequence[int], response_ids: Sequence[int]
-) -> Comparison:
+def _answer(responses: Responses, key: str) -> Answer:
+    response = responses.get(key)
+    return Answer(response.prompt_ids, response.response_ids)
+
+
+def _comparisons(
+    small: CausalLM, large: CausalLM, answers: Iterable[Answer]
+) -> Iterator[Comparison]:
+    """Yield the comparison of each answer, in order; a few answers are in memory at a time."""
+    ours, mine, theirs = tee(answers, 3)
+    for answer, step, view in zip(ours, _steps(small, mine), _views(large, theirs), strict=True):
+        comparison = Comparison(
+            step=step,
+            real_N=torch.tensor(list(answer.answer_ids)),
+            position_N=torch.arange(len(answer.answer_ids)) + len(answer.prompt_ids),
+            large=view(step.top_ids_NK[:, 0]),
+        )
+        _check(comparison)
+        yield comparison
+
+
+def _steps(small: CausalLM, answers: Iterable[Answer]) -> Iterator[StepOutput]:
+    """Yield the small model's outputs at the positions of each answer, in order."""
     want = Want(positions="all", top_k=TOP_K, hidden=True)
-    pieces = list(_teacher_forced(small, prompt_ids, response_ids, want))
-    step = concatenate(pieces, (len(response_ids),))
-    comparison = Comparison(
-        step=step,
-        real_N=torch.tensor(list(response_ids)),
-        position_N=torch.arange(len(response_ids)) + len(prompt_ids),
-        large=view(step.top_ids_NK[:, 0]),
-    )
-    _check(comparison)
-    return comparison
+    if isinstance(small, ReadsAtOnce):
+        for some in batched(answers, min(_AHEAD, small.info.max_rows)):
+            yield from _read_at_once(small, some, want)
+        return
+    for answer in answers:
+        pieces = list(_teacher_forced(small, answer.prompt_ids, answer.answer_ids, want))
+        yield concatenate(pieces, (len(answer.answer_ids),))
+
+
+def _read_at_once(model: CausalLM, answers: Sequence[Answer], want: Want) -> Iterator[StepOutput]:
+    """Yield the outputs that predict each answer's tokens, of answers that are read together."""
+    caches = [model.new_cache() for _ in answers]
+    try:
+        rows = [[*answer.prompt_ids, *answer.answer_ids[:-1]] for answer in answers]
+        counts = tuple(len(answer.answer_ids) for answer in answers)
+        output = model.extend(caches, rows, replace(want, positions=counts))
+        yield from (output.row(number) for number in range(len(answers)))
+    finally:
+        for cache in caches:
+            cache.release()
+
+
+def batched(items: Iterable[Answer], size: int) -> Iterator[list[Answer]]:
+    """Yield lists of up to `size` items."""
+    iterator = iter(items)
+    while some := list(islice(iterator, size)):
+        yield some
 
 
 def _views(large: CausalLM, answers: Iterable[Answer]) -> Iterator[View]:

@@ -9,6 +9,7 @@ values still lie.
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import json
 import time
@@ -19,6 +20,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
+import torch
+from torch import Tensor
 
 from crossroads.errors import ConfigError, EngineError, RequestError
 
@@ -199,12 +202,44 @@ class VllmClient:
         reply = await self._again(row, lambda server: self._post(server, body, seconds))
         return [_by_id(found) for found in reply["choices"][0]["prompt_logprobs"][-count:]]
 
+    async def states(self, tokens: Sequence[int], row: Sequence[int] = ()) -> Tensor:
+        """Return the states [N, H] after the final norm at each of the N tokens, float32.
+
+        The servers have to run vLLM's pooling runner, with the task token_embed.
+
+        Raises:
+            RequestError: the server refuses the request. EngineError: no server answers in time.
+        """
+        body = {
+            "model": self.model,
+            "input": list(tokens),
+            "use_activation": False,  # or vLLM scales each state to length 1
+            "encoding_format": "base64",
+            "embed_dtype": "float32",
+        }
+        seconds = self.patience.text
+        reply = await self._again(
+            row, lambda server: self._post(server, body, seconds, path="/pooling")
+        )
+        numbers = torch.frombuffer(
+            bytearray(base64.b64decode(reply["data"][0]["data"])), dtype=torch.float32
+        )
+        if len(numbers) % len(tokens):
+            raise EngineError(
+                f"a server of {self.model} tells {len(numbers)} numbers for {len(tokens)} tokens"
+            )
+        return numbers.view(len(tokens), -1)
+
     async def _post(
-        self, server: _Server, body: Mapping[str, Any], seconds: float
+        self,
+        server: _Server,
+        body: Mapping[str, Any],
+        seconds: float,
+        *,
+        path: str = "/v1/completions",
     ) -> dict[str, Any]:
         timeout = httpx2.Timeout(seconds, connect=self.patience.connect)
-        url = f"{server.url}/v1/completions"
-        reply = await self._client().post(url, json=body, timeout=timeout)
+        reply = await self._client().post(f"{server.url}{path}", json=body, timeout=timeout)
         if reply.status_code >= 400:
             raise self._refused(server, reply.status_code, reply.text)
         value: dict[str, Any] = reply.json()

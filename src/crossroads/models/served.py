@@ -107,3 +107,13 @@ class ServedLM(CausalLM, Protocol):
         Raises:
             EngineError: no server answers, or it tells less than that.
         """
+
+
+@runtime_checkable
+class ReadsAtOnce(CausalLM, Protocol):
+    """A CausalLM of which each `extend` reads its rows from their beginning.
+
+    A text is best given in one piece, and several texts at once. It bounds its own memory.
+    """
+
+    reads_at_once: bool
