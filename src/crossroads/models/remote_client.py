@@ -17,13 +17,15 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx2
 import torch
 from torch import Tensor
 
 from crossroads.errors import ConfigError, EngineError, RequestError
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +145,7 @@ class VllmClient:
         """
         prompt, came = list(tokens), list[int]()  # a copy: the caller's list may grow
         seconds = self.patience.token if seconds is None else seconds
-        attempts = _Attempts(self.patience, insist=insist)
-        if not insist and not self.available:
-            raise EngineError(f"no server of {self.model} is up")
+        attempts = self._attempts(insist)
         while len(came) < max_tokens:
             server = self._choose(row, attempts.failures)
             before = len(came)
@@ -161,6 +161,32 @@ class VllmClient:
                 await attempts.failed(server, error, self)
             else:
                 return
+
+    async def next(
+        self,
+        prompts: Sequence[Sequence[int]],
+        options: Mapping[str, Any],
+        row: Sequence[int] = (),
+        *,
+        insist: bool = True,
+    ) -> list[WireToken]:
+        """Return the token that follows each of some prompts; row and insist as for `write`.
+
+        Raises:
+            RequestError: the server refuses the request. EngineError: no server answers in time.
+        """
+        body = self._body([list(prompt) for prompt in prompts], 1, options)
+        body["stream"] = False
+
+        async def ask(server: _Server) -> list[WireToken]:
+            reply = await self._post(server, body, self.patience.token)
+            choices = sorted(reply["choices"], key=lambda choice: int(choice["index"]))
+            tokens = _tokens({"choices": choices})
+            if len(tokens) != len(prompts):
+                raise _ServerFaultError(f"{len(tokens)} tokens came for {len(prompts)} prompts")
+            return tokens
+
+        return await self._again(row, ask, insist=insist)
 
     async def read(
         self, tokens: Sequence[int], count: int, top: int, row: Sequence[int] = ()
@@ -246,16 +272,25 @@ class VllmClient:
         return value
 
     async def _again(
-        self, row: Sequence[int], ask: Callable[[_Server], Awaitable[dict[str, Any]]]
-    ) -> dict[str, Any]:
+        self,
+        row: Sequence[int],
+        ask: Callable[[_Server], Awaitable[Result]],
+        *,
+        insist: bool = True,
+    ) -> Result:
         """Return the answer of the first server that gives one."""
-        attempts = _Attempts(self.patience)
+        attempts = self._attempts(insist)
         while True:
             server = self._choose(row, attempts.failures)
             try:
                 return await ask(server)
             except FAULTS as error:
                 await attempts.failed(server, error, self)
+
+    def _attempts(self, insist: bool) -> _Attempts:
+        if not insist and not self.available:
+            raise EngineError(f"no server of {self.model} is up")
+        return _Attempts(self.patience, insist=insist)
 
     @property
     def available(self) -> bool:
@@ -274,11 +309,14 @@ class VllmClient:
         return min(self._servers, key=rank)
 
     def _body(
-        self, tokens: Sequence[int], max_tokens: int, options: Mapping[str, Any]
+        self,
+        prompt: Sequence[int] | Sequence[Sequence[int]],
+        max_tokens: int,
+        options: Mapping[str, Any],
     ) -> dict[str, Any]:
         return {
             "model": self.model,
-            "prompt": list(tokens),
+            "prompt": list(prompt),
             "max_tokens": max_tokens,
             "stream": True,
             "ignore_eos": True,
@@ -309,7 +347,7 @@ class VllmClient:
 
     def _refused(self, server: _Server, status: int, text: str) -> Exception:
         if status in _REFUSALS:
-            return RequestError(f"{server.url} refuses the request: {_message(text)}")
+            return _refusal(server.url, text)
         return _ServerFaultError(f"{status} {_message(text)}")
 
     def _client(self) -> httpx2.AsyncClient:
@@ -379,7 +417,7 @@ def _tokens(event: Mapping[str, Any]) -> list[WireToken]:
     if "error" in event:
         status = event["error"].get("code") if isinstance(event["error"], dict) else None
         if status in _REFUSALS:  # what is found out only once the stream has begun
-            raise RequestError(f"the server refuses the request: {_message(json.dumps(event))}")
+            raise _refusal("the server", json.dumps(event))
         raise _ServerFaultError(_message(json.dumps(event)))
     tokens = []
     for choice in event["choices"]:
@@ -395,6 +433,20 @@ def _tokens(event: Mapping[str, Any]) -> list[WireToken]:
 def _by_id(found: Mapping[str, Any]) -> dict[int, float]:
     """Return vLLM's log-probabilities of a prompt's position by id."""
     return {int(token_id): value["logprob"] for token_id, value in found.items()}
+
+
+def _refusal(server: str, text: str) -> RequestError:
+    """Return what a server's error reply says as an error of ours."""
+    try:
+        field = json.loads(text)["error"]["param"]
+    except (ValueError, LookupError, TypeError):
+        field = None
+    if field in ("logprobs", "prompt_logprobs"):
+        return RequestError(
+            f"{server} tells fewer log-probabilities than this takes ({_message(text)}); start it "
+            "with a higher --max-logprobs, or ask for fewer"
+        )
+    return RequestError(f"{server} refuses the request: {_message(text)}")
 
 
 def _message(text: str) -> str:
