@@ -6,6 +6,7 @@ The plugin's own code decides; only vLLM around it is played. It can be told to 
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import threading
 import time
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import uvicorn
 from starlette.applications import Starlette
@@ -21,12 +23,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from crossroads.models.base import Want
-from crossroads.models.scripted import ScriptedLM
+from crossroads.models.base import CausalLM, Want
+from crossroads.models.remote_wire import Order
 from crossroads.routing.routers.base import Router
 from crossroads.serving.server import listen
 from crossroads.vllm.deciding import OrderedRow, decide, say
-from crossroads.vllm.wire import Order
 
 
 @dataclass
@@ -36,10 +37,11 @@ class FakeServer:
     break_after: tokens after which each stream is cut off in the middle; None: never. refuse: the
     status with which requests are answered; 0: properly. silent: streams end
     without a token. delay: seconds before each token. asleep: seconds before each answer.
-    wedged: it says that it is there, and fails at each request.
+    wedged: it says that it is there, and fails at each request. mode: vLLM's --logprobs-mode.
+    aborted: streams that the client left. stretch: what the states are multiplied by.
     """
 
-    model: ScriptedLM
+    model: CausalLM
     router: Router | None
     url: str = ""
     requests: list[dict[str, Any]] = field(default_factory=list)
@@ -49,8 +51,17 @@ class FakeServer:
     delay: float = 0.0
     asleep: float = 0.0
     wedged: bool = False
+    mode: str = "raw_logprobs"
     open_streams: int = 0
+    most_open: int = 0
+    aborted: int = 0
+    stretch: float = 1.0
     tokens_sent: int = 0
+
+    @property
+    def probes(self) -> int:
+        """Requests of one token, by which a client looks for the plugin."""
+        return sum(body["prompt"] == [1] for body in self.requests)
 
     async def models(self, _: Request) -> Response:
         await asyncio.sleep(self.asleep)
@@ -72,53 +83,78 @@ class FakeServer:
             return JSONResponse(self._whole(body))
         return StreamingResponse(self._events(body), media_type="text/event-stream")
 
+    async def pooling(self, request: Request) -> Response:
+        """Return the states of a text, as vLLM's pooling runner does for token_embed."""
+        body = json.loads(await request.body())
+        self.requests.append(body)
+        assert body["use_activation"] is False
+        cache = self.model.new_cache()
+        out = self.model.extend([cache], [body["input"]], Want(positions="all", hidden=True))
+        cache.release()
+        assert out.hidden_NH is not None
+        data = base64.b64encode((self.stretch * out.hidden_NH).float().numpy().tobytes()).decode()
+        return JSONResponse({"data": [{"index": 0, "data": data}]})
+
     def _whole(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Return one token, and the log-probabilities of the prompt's own positions."""
+        """Return one token, and what is told of the prompt: its tokens and the likeliest there."""
         prompt, top = body["prompt"], body.get("prompt_logprobs")
         read = [None]
         for end in range(1, len(prompt) if top else 0):
-            values = self._step({**body, "prompt": prompt[:end], "logprobs": top}, [])
-            read.append({str(i): {"logprob": value} for i, value in values.items()})
-        values = self._step(body, [])
-        choice = self._choice(max(values, key=lambda i: values[i]), values)
-        return {"choices": [{**choice, "prompt_logprobs": read}]}
+            told_V = self._told(self._logits(prompt[:end])[0])
+            ids = {*torch.topk(told_V, top).indices.tolist(), prompt[end]}
+            read.append({str(i): {"logprob": float(told_V[i])} for i in ids})
+        token_id, values = self._step(body, [])
+        return {"choices": [{**self._choice(token_id, values), "prompt_logprobs": read}]}
 
     async def _events(self, body: dict[str, Any]) -> AsyncIterator[bytes]:
         self.open_streams += 1
+        self.most_open = max(self.most_open, self.open_streams)
         try:
             output: list[int] = []
             for count in range(0 if self.silent else body["max_tokens"]):
                 if self.break_after is not None and count >= self.break_after:
                     return  # without [DONE]
                 await asyncio.sleep(self.delay)
-                values = self._step(body, output)
-                token_id = max(values, key=lambda i: values[i])
+                token_id, values = self._step(body, output)
                 output.append(token_id)
                 self.tokens_sent += 1
                 yield self._event(token_id, values)
                 if token_id in body.get("stop_token_ids", []):
                     break
             yield b"data: [DONE]\n\n"
+        except asyncio.CancelledError:
+            self.aborted += 1
+            raise
         finally:
             self.open_streams -= 1
 
-    def _step(self, body: dict[str, Any], output: list[int]) -> dict[int, float]:
-        """Return the values that are reported at the next position, by id."""
-        prompt = body["prompt"]
+    def _logits(self, tokens: list[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the logits [V] after the tokens, and the hidden state [1, H]."""
         cache = self.model.new_cache()
-        out = self.model.extend([cache], [[*prompt, *output]], Want(logits=True, hidden=True))
+        out = self.model.extend([cache], [tokens], Want(logits=True, hidden=True))
         cache.release()
         assert out.logits_NV is not None
-        row_V = out.logits_NV[0].clone()
-        if self.router is None:
-            row_V = row_V.log_softmax(0)
+        return out.logits_NV[0].clone(), out.hidden_NH
+
+    def _told(self, row_V: torch.Tensor) -> torch.Tensor:
+        return row_V.log_softmax(0) if self.mode.endswith("logprobs") else row_V
+
+    def _step(self, body: dict[str, Any], output: list[int]) -> tuple[int, dict[int, float]]:
+        """Return the next token, and the values that are reported at its position, by id."""
+        prompt = body["prompt"]
+        row_V, hidden_NH = self._logits([*prompt, *output])
         order = Order.from_xargs(body.get("vllm_xargs"))
         if order is not None and self.router is not None:
             rows = [OrderedRow(order, prompt, output)]
-            say(rows, decide(rows, row_V[None], out.hidden_NH, self.router), [row_V])
-        values, ids = torch.topk(row_V, body.get("logprobs") or 1)
-        pairs = zip(ids.tolist(), values.tolist(), strict=True)
-        return {i: max(value, -9999.0) for i, value in pairs}
+            say(rows, decide(rows, row_V[None], hidden_NH, self.router), [row_V])
+        told_V = self._told(row_V)
+        token_id = int(row_V.argmax())
+        if body["temperature"] > 0:
+            weights_V = (row_V / body["temperature"]).softmax(0).double().numpy()
+            generator = np.random.default_rng([body["seed"], len(output)])
+            token_id = int(generator.choice(len(weights_V), p=weights_V / weights_V.sum()))
+        ids = {*torch.topk(told_V, body.get("logprobs") or 1).indices.tolist(), token_id}
+        return token_id, {i: max(float(told_V[i]), -9999.0) for i in ids}
 
     def _event(self, token_id: int, values: dict[int, float]) -> bytes:
         choices = [self._choice(token_id, values)]
@@ -131,13 +167,15 @@ class FakeServer:
 
 
 @contextmanager
-def fake_server(model: ScriptedLM, router: Router | None) -> Iterator[FakeServer]:
+def fake_server(model: CausalLM, router: Router | None) -> Iterator[FakeServer]:
     """Serve until the block ends. router: the plugin's; None: a server without the plugin."""
-    fake = FakeServer(model, router)
+    mode = "raw_logprobs" if router is None else "processed_logits"
+    fake = FakeServer(model, router, mode=mode)
     app = Starlette(
         routes=[
             Route("/v1/models", fake.models),
             Route("/v1/completions", fake.completions, methods=["POST"]),
+            Route("/pooling", fake.pooling, methods=["POST"]),
         ]
     )
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
@@ -150,6 +188,10 @@ def fake_server(model: ScriptedLM, router: Router | None) -> Iterator[FakeServer
         try:
             yield fake
         finally:
+            # On a busy machine the server may not have seen yet that its clients have closed.
+            end = time.monotonic() + 5
+            while server.server_state.connections and time.monotonic() < end:
+                time.sleep(0.01)
             server.should_exit = server.force_exit = True
             thread.join(20)
             assert not thread.is_alive()

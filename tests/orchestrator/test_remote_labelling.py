@@ -17,12 +17,25 @@ from laws.pairs import scripted_pair
 from orchestrator.fake_server import fake_server
 
 
-def _label(pair: Pair, folder: Path) -> LabelledDataset:
+def _label(pair: Pair, folder: Path, temperature: float = 0.0) -> LabelledDataset:
     problems = [Problem(f"p{i}", (Message("user", f"P{i}" * 3),), "1") for i in range(7)]
-    config = LabelConfig(RespondConfig(max_tokens=120))
+    config = LabelConfig(RespondConfig(max_tokens=120, temperature=temperature))
     judges = [judge_by_name("likelihood")]
     label(pair, problems, judges, folder, SilentProgress(), config)
     return LabelledDataset.open(folder)
+
+
+def test_a_dataset_says_what_a_server_drew(tmp_path: Path) -> None:
+    local = scripted_pair()
+    with fake_server(scripted_pair().large, None) as fake:
+        large = RemoteLM(local.large.info, [fake.url])
+        try:
+            pair = Pair("scripted", local.small, large, local.tokenizer)
+            found = _label(pair, tmp_path, 0.7)
+        finally:
+            large.close()
+    assert found.card["drawn_by_server"] == ["respond"]
+    assert len(fake.requests) == 7 + len(found.responses), "one for an answer, one to read it"
 
 
 def test_a_served_large_model_gives_the_same_labels(tmp_path: Path) -> None:

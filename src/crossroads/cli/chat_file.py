@@ -16,7 +16,7 @@ from crossroads.cli.conversation import MODELS, Conversation, Settings, Turn, me
 from crossroads.decoding.request import Request, check_request
 from crossroads.errors import ConfigError, CrossroadsError, DataError
 from crossroads.provenance import provenance
-from crossroads.routing.policy import POLICIES, Policy, policy_by_name
+from crossroads.routing.policy import policy_by_name, policy_text
 from crossroads.sampling import SamplingParams
 from crossroads.types import Role, TokenRecord, Trace
 
@@ -85,21 +85,13 @@ def _content(conversation: Conversation) -> dict[str, Any]:
             "system": settings.system,
             **{name: getattr(request, name) for name in _REQUEST},
             "stop": list(request.stop),
-            "policy": _policy_text(request.policy),
+            "policy": policy_text(request.policy),
             "sampling": asdict(request.sampling),
         },
         "turns": [{**asdict(turn), "trace": turn.trace.to_json()} for turn in turns],
         **identity(conversation),
         "provenance": provenance(),
     }
-
-
-def _policy_text(policy: Policy) -> str:
-    """Return the text that `policy_by_name` reads."""
-    name = next(name for name, kind in POLICIES.items() if type(policy) is kind)
-    values = {field.name: getattr(policy, field.name) for field in fields(policy)}  # type: ignore[arg-type]
-    settings = ",".join(f"{key}={value!r}" for key, value in values.items())
-    return f"{name}:{settings}" if settings else name
 
 
 def load_chat(path: Path, vocab_size: int) -> SavedChat:

@@ -14,8 +14,10 @@ from typing import Protocol
 
 import numpy as np
 
+from crossroads.decoding.served import write_jobs
 from crossroads.errors import EngineError
 from crossroads.models.base import CausalLM, KVCache, Want
+from crossroads.models.served import Passage, ServedLM
 from crossroads.sampling import SamplingParams, row_generator, sample
 from crossroads.types import Role
 
@@ -64,7 +66,8 @@ def grow(
 
     A branch ends where its `stop` says so or where the context is full. Stems are taken one at a
     time, when there is room for their branches; at most `max_rows` caches are alive, the stem's
-    own included. `role` chooses the random streams.
+    own included. `role` chooses the random streams. A model behind servers writes each branch by
+    itself, in one request, which is closed where the branch ends.
 
     Raises:
         EngineError: fewer than two rows.
@@ -74,6 +77,9 @@ def grow(
         raise EngineError(
             f"branches need at least 2 rows at once, {model.info.name} may use {rows}; raise rows"
         )
+    if isinstance(model, ServedLM):
+        yield from _grow_served(model, role, stems, rows - 1)
+        return
     crown = _Crown(model, role, iter(stems))
     try:
         while True:
@@ -100,7 +106,8 @@ class _Crown:
         """Start branches until `most` of them grow; yield those that end with their first token."""
         while len(self.rows) < most and (self._waiting or self._next_stem()):
             branch = self._waiting.popleft()
-            if branch.stop.add(branch.first):
+            full = branch.at + 1 >= self._model.info.context_length
+            if branch.stop.add(branch.first) or full:
                 yield branch, (branch.first,)
             else:
                 assert self._stem is not None
@@ -153,3 +160,42 @@ class _Crown:
         if self._stem is not None:
             self._stem.release()
         self._stem = None
+
+
+def _grow_served(
+    model: ServedLM, role: Role, stems: Iterable[Stem], most: int
+) -> Iterator[tuple[Branch, tuple[int, ...]]]:
+    """Yield each branch with its tokens; see `grow`."""
+    at_once: list[Branch] = []  # those that end with their first token
+    jobs = _jobs(model.info.context_length, role, stems, at_once)
+    for job in write_jobs(model, jobs, most):
+        yield from ((branch, (branch.first,)) for branch in at_once)
+        at_once.clear()
+        yield job.branch, tuple(job.tokens)
+    yield from ((branch, (branch.first,)) for branch in at_once)
+
+
+def _jobs(room: int, role: Role, stems: Iterable[Stem], at_once: list[Branch]) -> Iterator[_Job]:
+    for stem in stems:
+        for branch in stem.branches:
+            left = room - branch.at - 1
+            if branch.stop.add(branch.first) or left <= 0:
+                at_once.append(branch)
+                continue
+            prefix = (*stem.token_ids[: branch.at], branch.first)
+            passage = Passage(
+                prefix, left, role, branch.sampling, len(prefix), row=tuple(stem.token_ids)
+            )
+            yield _Job(branch, passage, [branch.first])
+
+
+@dataclass(slots=True)
+class _Job:
+    branch: Branch
+    passage: Passage
+    tokens: list[int]
+
+    def add(self, token_id: int) -> bool:
+        self.tokens.append(token_id)
+        full = len(self.tokens) > self.passage.max_tokens
+        return self.branch.stop.add(token_id) or full

@@ -55,8 +55,12 @@ class Request:
         return self.lossless or self.revise_below > 0
 
 
-def check_request(request: Request, models: Sequence[ModelInfo]) -> None:
+def check_request(
+    request: Request, models: Sequence[ModelInfo], *, elsewhere: bool = False
+) -> None:
     """Refuse a request that these models cannot serve.
+
+    elsewhere: the tokens are drawn where the model is, so it need not tell its distributions.
 
     Raises:
         RequestError: names the field, what we got, and what it must be.
@@ -78,7 +82,8 @@ def check_request(request: Request, models: Sequence[ModelInfo]) -> None:
                 f"{info.context_length}, with no room to answer; shorten it or load with a larger "
                 "context"
             )
-        _check_told(request, info)
+        if not elsewhere:
+            _check_told(request, info)
         outside = [t for t in request.prompt_ids if not 0 <= t < info.vocab_size]
         if outside:
             raise RequestError(f"token id {outside[0]} is outside {info.name}'s vocabulary")
@@ -191,9 +196,16 @@ class RowText:
 class RowState:
     """One row's tokens, text and end. Shared by every loop, so they cannot end differently."""
 
-    def __init__(self, request: Request, models: Sequence[ModelInfo], tokenizer: Tokenizer) -> None:
-        """Check the request and start the row's clock."""
-        check_request(request, models)
+    def __init__(
+        self,
+        request: Request,
+        models: Sequence[ModelInfo],
+        tokenizer: Tokenizer,
+        *,
+        elsewhere: bool = False,
+    ) -> None:
+        """Check the request and start the row's clock. elsewhere: as in `check_request`."""
+        check_request(request, models, elsewhere=elsewhere)
         self.request = request
         self.tokens: list[int] = list(request.prompt_ids)
         self.records: list[TokenRecord] = []

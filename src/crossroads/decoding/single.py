@@ -15,8 +15,10 @@ from crossroads.decoding.kept import KeptCaches
 from crossroads.decoding.reading import Event, Failure, Read, checked, read_rows
 from crossroads.decoding.request import Request, RowState
 from crossroads.decoding.revision import logprob, tops
+from crossroads.decoding.served import generate_served
 from crossroads.errors import EngineError
 from crossroads.models.base import CausalLM, KVCache, StepOutput, Tokenizer, Want
+from crossroads.models.served import ServedLM
 from crossroads.sampling import row_generator, sample
 from crossroads.types import FinishReason, Role, TokenRecord, Trace
 
@@ -160,15 +162,19 @@ def generate_alone(
     """Yield (index of the request, its trace) as rows finish, `max_rows` at a time.
 
     `role` chooses the random stream, as in `SingleLoop`. `on_token` hears of every token, with the
-    number of open rows.
+    number of open rows. A model behind servers writes each answer by itself, in one request,
+    unless log-probabilities are asked for.
 
     Raises:
         EngineError: the engine failed.
     """
+    limit = min(max_rows, model.info.max_rows)
+    if isinstance(model, ServedLM) and all(request.logprobs is None for request in requests):
+        yield from generate_served(model, role, tokenizer, requests, limit, on_token)
+        return
     loop = SingleLoop(model, role, tokenizer)
     waiting = list(enumerate(requests))[::-1]
     number_of: dict[int, int] = {}
-    limit = min(max_rows, model.info.max_rows)
     try:
         while waiting or loop.active:
             while waiting and loop.active < limit:

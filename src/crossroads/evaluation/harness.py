@@ -44,6 +44,7 @@ from crossroads.evaluation.harness_requests import read_settings, repeated
 from crossroads.evaluation.harness_usage import UsageTally
 from crossroads.evaluation.log_probabilities import log_probabilities
 from crossroads.models.base import CausalLM
+from crossroads.models.served import ServedLM
 from crossroads.types import Message, ModelInfo, Trace
 
 try:
@@ -209,7 +210,7 @@ class RoutedPair(LM):  # type: ignore[misc]  # the harness is not typed
                     id=f"{request.task_name}/{request.doc_id}/{number}",
                 )
                 asked.append(repeated(row, number))
-                check_request(asked[-1], self._infos)
+                check_request(asked[-1], self._infos, elsewhere=self._elsewhere)
             except RequestError as error:
                 raise RequestError(
                     f"task {request.task_name}, document {request.doc_id}: {error}"
@@ -224,6 +225,12 @@ class RoutedPair(LM):  # type: ignore[misc]  # the harness is not typed
         return generate_alone(
             answerer.model, answerer.role, answerer.tokenizer, asked, max_rows=rows
         )
+
+    @property
+    def _elsewhere(self) -> bool:
+        """Whether tokens are drawn where the model is, by a server."""
+        answerer = self._answerer
+        return not isinstance(answerer, MixedModels) and isinstance(answerer.model, ServedLM)
 
     def _warn_of_short_rooms(self, asked: Sequence[Request]) -> None:
         context = min(info.context_length for info in self._infos)

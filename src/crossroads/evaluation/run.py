@@ -12,6 +12,7 @@ from crossroads.decoding.mixed import MixedModels, generate
 from crossroads.decoding.oracle import generate_oracle
 from crossroads.decoding.progress import AnswerProgress
 from crossroads.decoding.request import Request
+from crossroads.decoding.served import drawn_by
 from crossroads.decoding.single import generate_alone
 from crossroads.errors import DataError
 from crossroads.evaluation.folder import RunFolder
@@ -154,6 +155,8 @@ def _seed(seed: int, problem_id: str, sample: int) -> int:
 def identity_of(bench: Bench, task: EvaluationTask, system: System) -> dict[str, Any]:
     """Return all that an answer depends on; how many rows run together is not among it."""
     on_loss = bench.settings.on_loss
+    sampling = bench.settings.sampling
+    alone = bench.pair.large if system.role is Role.LARGE else bench.pair.small
     return {
         # Left out where nothing can be lost, so that runs from before there was a choice go on.
         **({} if on_loss is OnLoss.FAIL else {"on_loss": on_loss.value}),
@@ -168,5 +171,6 @@ def identity_of(bench: Bench, task: EvaluationTask, system: System) -> dict[str,
         "options": dict(system.options),
         "max_tokens": bench.settings.limit(task),
         "samples": bench.settings.samples,
-        "sampling": asdict(bench.settings.sampling),
+        "sampling": asdict(sampling),
+        **drawn_by(alone, sampling),
     }

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crossroads.artifacts import pin_config, save_tensors, sha256_file, write_json
+from crossroads.artifacts import pin_config, read_json, save_tensors, sha256_file, write_json
 from crossroads.dataset import (
     CARD,
     EMBEDDINGS,
@@ -24,6 +24,7 @@ from crossroads.dataset import (
     Labels,
     ResponseRow,
 )
+from crossroads.decoding.served import SERVER
 from crossroads.errors import DataError
 from crossroads.labelling.cases import load_comparison
 from crossroads.labelling.compare import comparison_path
@@ -123,6 +124,7 @@ def build(
         "large": {"name": pair.large.info.name, "fingerprint": pair.large.info.fingerprint},
         "judges": [judge.to_json() for judge in judges],
         "combine": config.combine if len(judges) > 1 else None,
+        "drawn_by_server": _drawn_by_server(folder),
         "unfinished": responses.unfinished_keys,
         "failures": _failures(responses, labeller),
         "screening": dict(config.screening),
@@ -215,6 +217,16 @@ def _label_of(verdict: Verdict) -> int:
     if verdict.divergent is None:
         return UNJUDGED
     return int(Label.DIVERGENT if verdict.divergent else Label.NEUTRAL)
+
+
+def _drawn_by_server(folder: Path) -> list[str]:
+    """Return the stages whose tokens a server drew by its own random numbers."""
+    pinned = {stage: folder / stage / "config.json" for stage in ("respond", "continue")}
+    return [
+        stage
+        for stage, path in pinned.items()
+        if path.exists() and read_json(path, stage).get("drawn_by") == SERVER
+    ]
 
 
 def _failures(responses: Responses, labeller: _Labeller) -> list[dict[str, str]]:

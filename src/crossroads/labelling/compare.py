@@ -6,7 +6,10 @@ Shapes: N response positions, K top entries, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import islice, tee
 from pathlib import Path
 
 import torch
@@ -17,6 +20,7 @@ from crossroads.dataset import Comparison, LargeOutputs
 from crossroads.errors import DataError
 from crossroads.labelling.respond import Responses
 from crossroads.models.base import CausalLM, StepOutput, Want, concatenate
+from crossroads.models.served import Answer, Reading, ReadsAtOnce, ServedLM
 from crossroads.routing.features import TOP_K
 from crossroads.types import Progress
 
@@ -25,6 +29,9 @@ LARGE_TOP_K = 20
 
 _CHUNK = 64
 """Positions whose whole distributions are in memory at a time (64 x 152k x 4 B = 39 MB)."""
+
+_AHEAD = 4
+"""Responses that a model behind a server reads beyond the one that is compared."""
 
 
 def compare_all(
@@ -46,12 +53,13 @@ def compare_all(
         "large_top_k": LARGE_TOP_K,
     }
     pin_config(folder / "config.json", pinned, "comparisons")
+    todo = [k for k in responses.finished_keys if not comparison_path(folder, k).exists()]
     progress.start("both models compare", len(responses.finished_keys), "responses")
-    for response in responses.finished():
-        path = comparison_path(folder, response.key)
-        if not path.exists():
-            comparison = compare(small, large, response.prompt_ids, response.response_ids)
-            save_tensors(path, comparison.to_tensors(), {"response": response.key})
+    progress.advance(len(responses.finished_keys) - len(todo))
+    answers = (_answer(responses, key) for key in todo)
+    for key, comparison in zip(todo, _comparisons(small, large, answers), strict=True):
+        path = comparison_path(folder, key)
+        save_tensors(path, comparison.to_tensors(), {"response": key})
         progress.advance()
     progress.finish()
 
@@ -69,18 +77,81 @@ def compare(
     Raises:
         DataError: outputs that contradict themselves (a backend's fault, found before training).
     """
-    want = Want(positions="all", top_k=TOP_K, hidden=True)
-    pieces = list(_teacher_forced(small, prompt_ids, response_ids, want))
-    step = concatenate(pieces, (len(response_ids),))
-    real_N = torch.tensor(list(response_ids))
-    comparison = Comparison(
-        step=step,
-        real_N=real_N,
-        position_N=torch.arange(len(response_ids)) + len(prompt_ids),
-        large=_large_outputs(large, prompt_ids, response_ids, step.top_ids_NK[:, 0]),
-    )
-    _check(comparison)
+    answer = Answer(tuple(prompt_ids), tuple(response_ids))
+    (comparison,) = _comparisons(small, large, [answer])
     return comparison
+
+
+View = Callable[[Tensor], LargeOutputs]
+"""The large model's view of a response, given the small model's token [N] at each position."""
+
+
+def _answer(responses: Responses, key: str) -> Answer:
+    response = responses.get(key)
+    return Answer(response.prompt_ids, response.response_ids)
+
+
+def _comparisons(
+    small: CausalLM, large: CausalLM, answers: Iterable[Answer]
+) -> Iterator[Comparison]:
+    """Yield the comparison of each answer, in order; a few answers are in memory at a time."""
+    ours, mine, theirs = tee(answers, 3)
+    for answer, step, view in zip(ours, _steps(small, mine), _views(large, theirs), strict=True):
+        comparison = Comparison(
+            step=step,
+            real_N=torch.tensor(list(answer.answer_ids)),
+            position_N=torch.arange(len(answer.answer_ids)) + len(answer.prompt_ids),
+            large=view(step.top_ids_NK[:, 0]),
+        )
+        _check(comparison)
+        yield comparison
+
+
+def _steps(small: CausalLM, answers: Iterable[Answer]) -> Iterator[StepOutput]:
+    """Yield the small model's outputs at the positions of each answer, in order."""
+    want = Want(positions="all", top_k=TOP_K, hidden=True)
+    if isinstance(small, ReadsAtOnce):
+        for some in batched(answers, min(_AHEAD, small.info.max_rows)):
+            yield from _read_at_once(small, some, want)
+        return
+    for answer in answers:
+        pieces = list(_teacher_forced(small, answer.prompt_ids, answer.answer_ids, want))
+        yield concatenate(pieces, (len(answer.answer_ids),))
+
+
+def _read_at_once(model: CausalLM, answers: Sequence[Answer], want: Want) -> Iterator[StepOutput]:
+    """Yield the outputs that predict each answer's tokens, of answers that are read together."""
+    caches = [model.new_cache() for _ in answers]
+    try:
+        rows = [[*answer.prompt_ids, *answer.answer_ids[:-1]] for answer in answers]
+        counts = tuple(len(answer.answer_ids) for answer in answers)
+        output = model.extend(caches, rows, replace(want, positions=counts))
+        yield from (output.row(number) for number in range(len(answers)))
+    finally:
+        for cache in caches:
+            cache.release()
+
+
+def batched(items: Iterable[Answer], size: int) -> Iterator[list[Answer]]:
+    """Yield lists of up to `size` items."""
+    iterator = iter(items)
+    while some := list(islice(iterator, size)):
+        yield some
+
+
+def _views(large: CausalLM, answers: Iterable[Answer]) -> Iterator[View]:
+    """Yield the large model's view of each response, in order.
+
+    A model in the process reads when it is asked, in pieces. One behind servers reads a few
+    responses ahead, while the small one reads here.
+    """
+    if isinstance(large, ServedLM):
+        ours, theirs = tee(answers)
+        for answer, reading in zip(ours, large.read(theirs, LARGE_TOP_K, _AHEAD), strict=True):
+            yield partial(_told, reading, answer)
+    else:
+        for answer in answers:
+            yield partial(_read, large, answer)
 
 
 def _teacher_forced(
@@ -98,21 +169,16 @@ def _teacher_forced(
         cache.release()
 
 
-def _large_outputs(
-    large: CausalLM, prompt_ids: Sequence[int], response_ids: Sequence[int], small_N: Tensor
-) -> LargeOutputs:
-    """Return the large model's view of the N positions.
-
-    A server that tells its likeliest tokens only gives, for another one, no more than a bound: the
-    least of those that it told. The token is at most as likely as that.
-    """
-    want = Want(positions="all", top_k=LARGE_TOP_K, logits=large.info.most_top is None)
-    ids_N2 = torch.stack([torch.tensor(list(response_ids)), small_N], dim=1)
+def _read(large: CausalLM, answer: Answer, small_N: Tensor) -> LargeOutputs:
+    """Return the view of a model in the process."""
+    want = Want(positions="all", top_k=LARGE_TOP_K, logits=True)
+    ids_N2 = torch.stack([torch.tensor(answer.answer_ids), small_N], dim=1)
     top_ids, top_logprobs, chosen = [], [], []
     start = 0
-    for output in _teacher_forced(large, prompt_ids, response_ids, want):
+    for output in _teacher_forced(large, answer.prompt_ids, answer.answer_ids, want):
+        assert output.logits_NV is not None
         part_N2 = ids_N2[start : start + len(output.top_ids_NK)]
-        chosen.append(_logits_of(output, part_N2) - output.logsumexp_N[:, None])
+        chosen.append(output.logits_NV.gather(1, part_N2) - output.logsumexp_N[:, None])
         top_ids.append(output.top_ids_NK)
         top_logprobs.append(output.top_logits_NK - output.logsumexp_N[:, None])
         start += len(part_N2)
@@ -125,13 +191,21 @@ def _large_outputs(
     )
 
 
-def _logits_of(output: StepOutput, ids_N2: Tensor) -> Tensor:
-    """Return the logits of two ids at each position, or the least top logit where that is less."""
-    if output.logits_NV is not None:
-        return output.logits_NV.gather(1, ids_N2)
-    same_N2K = output.top_ids_NK[:, None, :] == ids_N2[:, :, None]
-    least_N1 = output.top_logits_NK[:, -1:]
-    return torch.where(same_N2K, output.top_logits_NK[:, None, :], least_N1[:, :, None]).amax(2)
+def _told(reading: Reading, answer: Answer, small_N: Tensor) -> LargeOutputs:
+    """Return the view of a model behind a server, which tells its likeliest tokens only.
+
+    Of another one there is no more than a bound: it is at most as likely as the least of them.
+    """
+    real_N = torch.tensor(answer.answer_ids)
+    same_NK = reading.top_ids_NK == small_N[:, None]
+    least_N1 = reading.top_logprobs_NK[:, -1:]
+    small_logprob_N = torch.where(same_NK, reading.top_logprobs_NK, least_N1).amax(1)
+    return LargeOutputs(
+        logprob_real_N=reading.logprob_N,
+        logprob_small_N=torch.where(small_N == real_N, reading.logprob_N, small_logprob_N),
+        top_ids_NK=reading.top_ids_NK,
+        top_logprobs_NK=reading.top_logprobs_NK,
+    )
 
 
 def _check(comparison: Comparison) -> None:

@@ -19,6 +19,7 @@ from crossroads.artifacts import (
 )
 from crossroads.dataset import Comparison
 from crossroads.decoding.branches import Branch, Stem, grow
+from crossroads.decoding.served import drawn_by
 from crossroads.errors import ConfigError
 from crossroads.labelling.compare import comparison_path
 from crossroads.labelling.records import Response, Span, case_id
@@ -104,9 +105,12 @@ def continue_all(
         ConfigError: the folder holds continuations by another model or other settings.
     """
     ensure_writable(folder)
-    pin_config(
-        folder / "config.json", {"large": large.info.fingerprint, **asdict(config)}, "continuations"
-    )
+    pinned = {
+        "large": large.info.fingerprint,
+        **asdict(config),
+        **drawn_by(large, SamplingParams(temperature=config.temperature)),
+    }
+    pin_config(folder / "config.json", pinned, "continuations")
     found = Continuations(folder, config.samples)
     planner = _Planner(large, tokenizer, found, config)
     progress.start("large model continues", len(responses.finished_keys), "responses")

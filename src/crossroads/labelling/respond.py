@@ -9,6 +9,7 @@ from pathlib import Path
 from crossroads.artifacts import IndexedLog, canonical_hash, ensure_writable, pin_config
 from crossroads.decoding.progress import AnswerProgress
 from crossroads.decoding.request import Request
+from crossroads.decoding.served import drawn_by
 from crossroads.decoding.single import generate_alone
 from crossroads.errors import ConfigError
 from crossroads.labelling.records import Response, response_key
@@ -123,6 +124,7 @@ def respond(
         "large": large.info.fingerprint,
         "problems": canonical_hash([asdict(problem) for problem in problems]),
         **asdict(config),
+        **drawn_by(large, SamplingParams(temperature=config.temperature)),
     }
     pin_config(folder / "config.json", pinned, "responses")
     prompts = {problem.id: tuple(tokenizer.render(problem.messages)) for problem in problems}

@@ -27,7 +27,7 @@ from crossroads.models.base import (
 )
 from crossroads.models.completions_probe import Found, within
 from crossroads.models.completions_wire import Dialect, TokenFinder
-from crossroads.models.loop_thread import LoopThread
+from crossroads.models.event_loop import EventLoopThread
 from crossroads.models.remote import ENGINE, RemoteCache, step_output
 from crossroads.models.remote_client import Patience, VllmClient
 from crossroads.types import ModelInfo
@@ -50,7 +50,7 @@ class CompletionsLM:
         self._dialect: Dialect = found.dialect
         self._finder = TokenFinder(tokenizer.pieces(), info.eos_ids)
         self._client = VllmClient(urls, model=found.info.model, patience=patience)
-        self._thread = LoopThread("completions")
+        self._thread = EventLoopThread("completions")
         self._info = replace(
             info,
             engine=ENGINE,
@@ -106,7 +106,7 @@ class CompletionsLM:
         rows = [[*cache.tokens, *map(int, new)] for cache, new in zip(own, new_tokens, strict=True)]
         prompts = [cache.prompt or tuple(row) for cache, row in zip(own, rows, strict=True)]
         try:
-            found = self._thread.run(self._read_all(rows, want, prompts))
+            found = self._thread.wait(self._read_all(rows, want, prompts))
         except RequestError as error:  # the server's, of one row; ours were refused above
             raise EngineError(str(error)) from error
         output = step_output(found, counts, want.top_k)
@@ -155,4 +155,6 @@ class CompletionsLM:
 
     def close(self) -> None:
         """Close the connections. Twice is harmless."""
-        self._thread.close(self._client.close())
+        if self._thread.running:
+            self._thread.wait(self._client.close())
+            self._thread.close()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from crossroads.errors import EngineError, RequestError, UnreachableError
 from crossroads.models.base import Tokenizer
 from crossroads.models.completions_wire import Completions, Dialect, LlamaCpp, TokenFinder, Told
-from crossroads.models.loop_thread import LoopThread
+from crossroads.models.event_loop import EventLoopThread
 from crossroads.models.remote_client import Patience, ServerInfo, VllmClient
 
 _LADDER = (20, 5, 1)
@@ -53,11 +53,12 @@ def find_out(
         ConfigError: an address that is none.
     """
     client = VllmClient(urls, patience=patience)
-    thread = LoopThread("probe")
+    thread = EventLoopThread("probe")
     try:
-        return thread.run(_of_all(client, tokenizer, eos_ids))
+        return thread.wait(_of_all(client, tokenizer, eos_ids))
     finally:
-        thread.close(client.close())
+        thread.wait(client.close())
+        thread.close()
 
 
 async def _of_all(client: VllmClient, tokenizer: Tokenizer, eos_ids: Sequence[int]) -> Found:

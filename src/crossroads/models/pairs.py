@@ -25,7 +25,7 @@ from crossroads.models.catalogue import (
 from crossroads.models.store import locate
 from crossroads.models.vocabulary import first_difference
 from crossroads.models.weights import file_sha256
-from crossroads.types import ModelInfo, Progress
+from crossroads.types import ModelInfo, Progress, Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,9 +144,9 @@ def load_pair(
     check_pair(small_tokenizer.pieces(), tokenizer.pieces(), spec.small.name, spec.large.name)
     size = _LoadSize(context_length, max_rows, threads)
     size.check_memory([(spec.small, small_path), (spec.large, large_path)])
-    small = _load(spec.small, small_path, size, progress)
+    small = _load(spec.small, small_path, size, progress, Role.SMALL)
     try:
-        large = _load(spec.large, large_path, size, progress)
+        large = _load(spec.large, large_path, size, progress, Role.LARGE)
     except BaseException:
         small.close()
         raise
@@ -167,7 +167,7 @@ def load_model(
     tokenizer = load_tokenizer(spec, path)
     size = _LoadSize(context_length, max_rows, threads)
     size.check_memory([(spec, path)])
-    return LoadedModel(_load(spec, path, size, progress), tokenizer)
+    return LoadedModel(_load(spec, path, size, progress, Role.LARGE), tokenizer)
 
 
 def _pull_name(pair: PairSpec, model: ModelSpec) -> str:
@@ -206,7 +206,9 @@ class _LoadSize:
         )
 
 
-def _load(spec: ModelSpec, path: Path, size: _LoadSize, progress: Progress | None) -> CausalLM:
+def _load(
+    spec: ModelSpec, path: Path, size: _LoadSize, progress: Progress | None, role: Role
+) -> CausalLM:
     if spec.engine == LLAMACPP:
         from crossroads.models.llamacpp import LlamaCppLM  # noqa: PLC0415
 
@@ -218,13 +220,14 @@ def _load(spec: ModelSpec, path: Path, size: _LoadSize, progress: Progress | Non
             fingerprint=spec.file.sha256 if spec.file else file_sha256(path, progress),
         )
     if spec.engine == REMOTE:
-        return _connect(spec, path, size)
+        return _connect(spec, path, size, role)
     from crossroads.models.transformers import TransformersLM  # noqa: PLC0415
 
     return TransformersLM.load(path, context_length=size.context_length, max_rows=size.max_rows)
 
 
-def _connect(spec: ModelSpec, path: Path, size: _LoadSize) -> CausalLM:
+def _connect(spec: ModelSpec, path: Path, size: _LoadSize, role: Role) -> CausalLM:
+    """Return a model behind servers: a large one writes, of a small one the states are read."""
     try:
         from crossroads.models.remote import RemoteLM  # noqa: PLC0415
     except ModuleNotFoundError as error:
@@ -233,12 +236,32 @@ def _connect(spec: ModelSpec, path: Path, size: _LoadSize) -> CausalLM:
         ) from error
     from crossroads.models.completions import CompletionsLM  # noqa: PLC0415
     from crossroads.models.completions_probe import find_out  # noqa: PLC0415
+    from crossroads.models.remote_wire import reserve  # noqa: PLC0415
 
-    info, tokenizer = _describe(spec, path, size), load_tokenizer(spec, path)
+    info = _describe(spec, path, size)
+    if role is Role.SMALL:
+        return _states_of(spec, path, info)
+    tokenizer = load_tokenizer(spec, path)
     found = find_out(spec.urls, tokenizer, info.eos_ids)
     if found.dialect is not None:
         return CompletionsLM(info, spec.urls, found, tokenizer)
-    return RemoteLM(info, spec.urls)
+    try:
+        reserved = reserve(tokenizer, info.vocab_size)
+    except PairError:  # a vocabulary without unused ids: the plugin cannot say that it is there
+        reserved = None
+    return RemoteLM(info, spec.urls, reserved=reserved)
+
+
+def _states_of(spec: ModelSpec, path: Path, info: ModelInfo) -> CausalLM:
+    if spec.has_gguf:
+        raise PairError(
+            f"a small model behind servers is named by its folder or repository of safetensors, "
+            f"got {spec.name}, which is a GGUF file"
+        )
+    from crossroads.models.hf_head import load_ends  # noqa: PLC0415
+    from crossroads.models.remote_states import RemoteStatesLM  # noqa: PLC0415
+
+    return RemoteStatesLM(info, load_ends(path), spec.urls)
 
 
 def _describe(spec: ModelSpec, path: Path, size: _LoadSize) -> ModelInfo:

@@ -1,8 +1,9 @@
 """A large model behind vLLM servers, as one more engine of the in-process loop.
 
 It tells a few of the likeliest tokens at each position, and neither hidden states nor whole
-distributions: greedy decoding, log-probabilities and revision work, sampling is refused when it is
-asked for. Its caches are the tokens; the servers' prefix caches hold what they mean.
+distributions: in the loops that ask token by token, greedy decoding, log-probabilities and revision
+work, and sampling is refused. Its caches are the tokens; the servers' prefix caches hold what they
+mean. Whole texts (`served.ServedLM`) are one request each, sampled ones, too.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
-from collections.abc import Coroutine, Mapping, Sequence
+from collections import deque
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -20,6 +23,10 @@ from torch import Tensor
 from crossroads.errors import EngineError, RequestError
 from crossroads.models.base import KVCache, StepOutput, Want, check_extend, check_length
 from crossroads.models.remote_client import Patience, VllmClient
+from crossroads.models.remote_drawing import has_plugin, ordered, plain
+from crossroads.models.remote_wire import NEVER, Order, ReservedIds, read_step
+from crossroads.models.remote_writing import Drawing, RemoteWriting
+from crossroads.models.served import Answer, Passage, Reading
 from crossroads.models.token_cache import TokenCache
 from crossroads.types import ModelInfo
 
@@ -44,15 +51,20 @@ class RemoteLM:
         info: ModelInfo,
         urls: Sequence[str],
         patience: Patience = Patience(),  # noqa: B008
+        reserved: ReservedIds | None = None,
     ) -> None:
         """Connect.
 
         info: what the servers are said to serve; the context becomes theirs if that is shorter.
+        reserved: ids that stand for nothing, by which the plugin tells of itself; None: there are
+        none, and the servers draw by their own random numbers.
 
         Raises:
             EngineError: a server does not answer. ConfigError: an address that is none.
         """
         self.alive = 0
+        self._reserved = reserved
+        self._has_plugin: bool | None = False if reserved is None else None
         self._client = VllmClient(urls, patience=patience)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="remote", daemon=True)
@@ -63,6 +75,7 @@ class RemoteLM:
             self.close()
             raise
         context = min(info.context_length, found.context_length or info.context_length)
+        self._room = found.context_length or context
         self._info = replace(info, engine=ENGINE, context_length=context, most_top=MOST_TOP)
 
     @property
@@ -133,20 +146,102 @@ class RemoteLM:
             raise ValueError(f"a cache that was released, or is not {self._info.name}'s")
         return cache
 
+    def draws_as_we_do(self) -> bool:
+        """Return whether all servers have the plugin; asked once, see `served.ServedLM`.
+
+        Raises:
+            EngineError: one does not answer.
+        """
+        if self._has_plugin is None:
+            assert self._reserved is not None
+            self._has_plugin = self._wait(has_plugin(self._client, self._reserved))
+        return self._has_plugin
+
+    def writing(self) -> RemoteWriting:
+        """Return room for passages, a streamed request each."""
+        return RemoteWriting(self._client, self._submit, self._drawing)
+
+    def _drawing(self, passage: Passage) -> Drawing:
+        params, stop = passage.sampling, sorted(set(passage.stop_ids))
+        if not params.needs_logits:
+            return Drawing(plain(params, stop))
+        if self.draws_as_we_do():
+            reserved = self._reserved
+            assert reserved is not None
+            order = Order(passage.role, NEVER, params, 0, passage.prompt_length, reserved)
+            return Drawing(
+                ordered(order, stop),
+                # A server that came back without the plugin would write greedy tokens.
+                lambda token: read_step(token.token_id, token.values, reserved),
+            )
+        if params.penalises:
+            raise RequestError(
+                f"the server of {self._info.name} counts penalties its own way; install the plugin "
+                "there, or send none"
+            )
+        return Drawing(plain(params, stop))
+
+    def read(self, answers: Iterable[Answer], top_k: int, ahead: int) -> Iterator[Reading]:
+        """Yield what the model says of each answer, one request for each; see `served.ServedLM`."""
+        asked: deque[Future[Reading]] = deque()
+        try:
+            for answer in answers:
+                asked.append(self._submit(self._read_answer(answer, top_k)))
+                if len(asked) > ahead:
+                    yield asked[0].result()
+                    asked.popleft()
+            while asked:
+                yield asked[0].result()
+                asked.popleft()
+        except RequestError as error:  # the server's
+            raise EngineError(str(error)) from error
+        finally:
+            for future in asked:
+                future.cancel()
+
+    async def _read_answer(self, answer: Answer, top: int) -> Reading:
+        prompt, answered = answer.prompt_ids, answer.answer_ids
+        text, count = [*prompt, *answered], len(answered)
+        if len(text) < self._room:
+            found = await self._client.look_back(text, count, top, prompt)
+        else:  # no room for the token that vLLM writes: the last position is asked for as such
+            found = await self._client.read(text[:-1], count, top, prompt)
+        output = step_output(found, [count], top)
+        logprobs = [
+            values.get(token, min(values.values()))
+            for token, values in zip(answered, found, strict=True)
+        ]
+        return Reading(torch.tensor(logprobs), output.top_ids_NK, output.top_logits_NK)
+
     def embed(self, token_ids: Sequence[int]) -> Tensor:
         """Refuse: a server does not tell them."""
         raise EngineError(f"the server of {self._info.name} tells no embeddings")
 
     def close(self) -> None:
-        """Close the connections. Twice is harmless."""
+        """End what runs and close the connections. Twice is harmless."""
         if self._thread.is_alive():
-            self._wait(self._client.close())
+            self._wait(self._end())
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
 
+    async def _end(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self._client.close()
+
+    def _submit(self, work: Coroutine[Any, Any, Result]) -> Future[Result]:
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
     def _wait(self, work: Coroutine[Any, Any, Result]) -> Result:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        future = self._submit(work)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # Ctrl-C leaves no open request behind
+            raise
 
 
 def step_output(
@@ -161,8 +256,8 @@ def step_output(
         raise EngineError(f"a server told fewer than the {top} likeliest tokens of each position")
     if any(row[0][1] > 1e-3 for row in rows):
         raise EngineError(
-            "a server tells logits instead of log-probabilities; start it with "
-            "--logprobs-mode raw_logprobs"
+            "a server tells logits instead of log-probabilities; start it with --logprobs-mode "
+            "processed_logprobs, or raw_logprobs if it has no plugin"
         )
     return StepOutput(
         row_lengths=tuple(counts),

@@ -9,6 +9,7 @@ values still lie.
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import json
 import math
@@ -17,11 +18,15 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx2
+import torch
+from torch import Tensor
 
 from crossroads.errors import ConfigError, EngineError, RequestError, UnreachableError
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +34,15 @@ class Patience:
     """How long to wait for a server, in seconds.
 
     connect: for a connection. token: for the next token. down: how long a server that failed is
-    left alone. give_up: how long a request is tried again before it fails.
+    left alone. give_up: how long a request is tried again before it fails. text: for the next token
+    or the reading of one of many texts, which wait for each other at the server.
     """
 
     connect: float = 5.0
     token: float = 60.0
     down: float = 5.0
     give_up: float = 120.0
+    text: float = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +106,10 @@ class VllmClient:
         self.model = infos[0].model
         return infos[0]
 
+    def apart(self) -> list[VllmClient]:
+        """Return a client for each server alone; close them, too."""
+        return [VllmClient([s.url], self.model, self.patience, self.api_key) for s in self._servers]
+
     async def _info(self, server: _Server) -> ServerInfo:
         try:
             reply = await self._client().get(f"{server.url}/v1/models")
@@ -125,26 +136,29 @@ class VllmClient:
         row: Sequence[int] = (),
         *,
         insist: bool = True,
+        seconds: float | None = None,
     ) -> AsyncGenerator[WireToken]:
         """Yield up to `max_tokens` tokens that follow `tokens`, as they come.
 
         options: fields of vLLM's completion request besides these, once so many tokens have come.
         If a connection breaks, what is missing is asked for again, after what has come. row: what
         chooses the server; the same for all requests of a row. insist: try again as long as
-        `patience` says; False: each server that is not known to be down once.
+        `patience` says; False: each server that is not known to be down once. seconds: without a
+        token, after which a server counts as failed; None: as `patience` says.
 
         Raises:
             RequestError: the server refuses the request. UnreachableError: no server answers in
             time.
         """
         prompt, came = list(tokens), list[int]()  # a copy: the caller's list may grow
+        seconds = self.patience.token if seconds is None else seconds
         attempts = self._attempts(insist)
         while len(came) < max_tokens:
             server = self._choose(row, attempts.failures)
             before = len(came)
             try:
                 body = self._body([*prompt, *came], max_tokens - len(came), options(len(came)))
-                async with aclosing(self._stream(server, body)) as stream:
+                async with aclosing(self._stream(server, body, seconds)) as stream:
                     async for token in stream:
                         server.pause = 0.0
                         came.append(token.token_id)
@@ -155,6 +169,32 @@ class VllmClient:
                 await attempts.failed(server, error, self)
             else:
                 return
+
+    async def next(
+        self,
+        prompts: Sequence[Sequence[int]],
+        options: Mapping[str, Any],
+        row: Sequence[int] = (),
+        *,
+        insist: bool = True,
+    ) -> list[WireToken]:
+        """Return the token that follows each of some prompts; row and insist as for `write`.
+
+        Raises:
+            RequestError: the server refuses the request. EngineError: no server answers in time.
+        """
+        body = self._body([list(prompt) for prompt in prompts], 1, options)
+        body["stream"] = False
+
+        async def ask(server: _Server) -> list[WireToken]:
+            reply = await self._post(server, body, self.patience.token)
+            choices = sorted(reply["choices"], key=lambda choice: int(choice["index"]))
+            tokens = _tokens({"choices": choices})
+            if len(tokens) != len(prompts):
+                raise _ServerFaultError(f"{len(tokens)} tokens came for {len(prompts)} prompts")
+            return tokens
+
+        return await self._again(row, ask, insist=insist)
 
     async def read(
         self,
@@ -174,14 +214,18 @@ class VllmClient:
             RequestError: the server refuses the request. UnreachableError: no server answers in
             time.
         """
+        # A server that reports what penalties left would take them from the model's folder.
+        options = {"temperature": 0, "repetition_penalty": 1.0, "logprobs": top}
         if count == 1:
-            options = {"temperature": 0, "logprobs": top}
             written = self.write(tokens, 1, lambda _: options, row, insist=insist)
             async with aclosing(written) as stream:
                 return [token.values async for token in stream]
-        body = self._body(tokens, 1, {"temperature": 0, "logprobs": top, "prompt_logprobs": top})
+        body = self._body(tokens, 1, {**options, "prompt_logprobs": top})
         body["stream"] = False
-        reply = await self._again(row, lambda server: self._post(server, body), insist=insist)
+        seconds = self.patience.token
+        reply = await self._again(
+            row, lambda server: self._post(server, body, seconds), insist=insist
+        )
         choice = reply["choices"][0]
         read = [_by_id(found) for found in choice["prompt_logprobs"][1 - count :]]
         return [*read, *(token.values for token in _tokens(reply))]
@@ -195,7 +239,11 @@ class VllmClient:
             RequestError: the server refuses the request. UnreachableError: no server answers in
             time.
         """
-        return await self._again(row, lambda server: self._post(server, body, path), insist=insist)
+        return await self._again(
+            row,
+            lambda server: self._post(server, body, self.patience.token, path=path),
+            insist=insist,
+        )
 
     async def ask_once(self, number: int, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Return what the server at `urls[number]` answers at once.
@@ -206,16 +254,67 @@ class VllmClient:
         """
         server = self._servers[number]
         try:
-            return await self._post(server, body, path)
+            return await self._post(server, body, self.patience.token, path=path)
         except httpx2.HTTPError as error:
             raise UnreachableError(f"{server.url} does not answer: {_words(error)}") from error
         except FAULTS as error:
             raise EngineError(f"{server.url} fails: {_words(error)}") from error
 
+    async def look_back(
+        self, tokens: Sequence[int], count: int, top: int, row: Sequence[int] = ()
+    ) -> list[Mapping[int, float]]:
+        """Return, at each of the last `count` tokens, its own and the `top` best log-probabilities.
+
+        One token of room is needed, since vLLM writes one at least. It reads all of the tokens
+        again, past its prefix cache; there must be more than `count`.
+
+        Raises:
+            RequestError: the server refuses the request. EngineError: no server answers in time.
+        """
+        body = self._body(tokens, 1, {"temperature": 0, "prompt_logprobs": top})
+        body["stream"] = False
+        seconds = self.patience.text
+        reply = await self._again(row, lambda server: self._post(server, body, seconds))
+        return [_by_id(found) for found in reply["choices"][0]["prompt_logprobs"][-count:]]
+
+    async def states(self, tokens: Sequence[int], row: Sequence[int] = ()) -> Tensor:
+        """Return the states [N, H] after the final norm at each of the N tokens, float32.
+
+        The servers have to run vLLM's pooling runner, with the task token_embed.
+
+        Raises:
+            RequestError: the server refuses the request. EngineError: no server answers in time.
+        """
+        body = {
+            "model": self.model,
+            "input": list(tokens),
+            "use_activation": False,  # or vLLM scales each state to length 1
+            "encoding_format": "base64",
+            "embed_dtype": "float32",
+        }
+        seconds = self.patience.text
+        reply = await self._again(
+            row, lambda server: self._post(server, body, seconds, path="/pooling")
+        )
+        numbers = torch.frombuffer(
+            bytearray(base64.b64decode(reply["data"][0]["data"])), dtype=torch.float32
+        )
+        if len(numbers) % len(tokens):
+            raise EngineError(
+                f"a server of {self.model} tells {len(numbers)} numbers for {len(tokens)} tokens"
+            )
+        return numbers.view(len(tokens), -1)
+
     async def _post(
-        self, server: _Server, body: Mapping[str, Any], path: str = "/v1/completions"
+        self,
+        server: _Server,
+        body: Mapping[str, Any],
+        seconds: float,
+        *,
+        path: str = "/v1/completions",
     ) -> dict[str, Any]:
-        reply = await self._client().post(f"{server.url}{path}", json=body)
+        timeout = httpx2.Timeout(seconds, connect=self.patience.connect)
+        reply = await self._client().post(f"{server.url}{path}", json=body, timeout=timeout)
         if reply.status_code >= 400:
             raise self._refused(server, reply.status_code, reply.text)
         value: dict[str, Any] = reply.json()
@@ -224,10 +323,10 @@ class VllmClient:
     async def _again(
         self,
         row: Sequence[int],
-        ask: Callable[[_Server], Awaitable[dict[str, Any]]],
+        ask: Callable[[_Server], Awaitable[Result]],
         *,
         insist: bool = True,
-    ) -> dict[str, Any]:
+    ) -> Result:
         """Return the answer of the first server that gives one."""
         attempts = self._attempts(insist)
         while True:
@@ -291,11 +390,14 @@ class VllmClient:
         server.down_until = 0.0
 
     def _body(
-        self, tokens: Sequence[int], max_tokens: int, options: Mapping[str, Any]
+        self,
+        prompt: Sequence[int] | Sequence[Sequence[int]],
+        max_tokens: int,
+        options: Mapping[str, Any],
     ) -> dict[str, Any]:
         return {
             "model": self.model,
-            "prompt": list(tokens),
+            "prompt": list(prompt),
             "max_tokens": max_tokens,
             "stream": True,
             "ignore_eos": True,
@@ -305,9 +407,12 @@ class VllmClient:
             **options,
         }
 
-    async def _stream(self, server: _Server, body: Mapping[str, Any]) -> AsyncGenerator[WireToken]:
+    async def _stream(
+        self, server: _Server, body: Mapping[str, Any], seconds: float
+    ) -> AsyncGenerator[WireToken]:
         url = f"{server.url}/v1/completions"
-        async with self._client().stream("POST", url, json=body) as reply:
+        timeout = httpx2.Timeout(seconds, connect=self.patience.connect)
+        async with self._client().stream("POST", url, json=body, timeout=timeout) as reply:
             if reply.status_code >= 400:
                 text = (await reply.aread()).decode(errors="replace")
                 raise self._refused(server, reply.status_code, text)
@@ -323,7 +428,7 @@ class VllmClient:
 
     def _refused(self, server: _Server, status: int, text: str) -> Exception:
         if status in _REFUSALS:
-            return RequestError(f"{server.url} refuses the request: {_message(text)}")
+            return _refusal(server.url, text)
         return _ServerFaultError(f"{status} {_message(text)}")
 
     def _client(self) -> httpx2.AsyncClient:
@@ -399,7 +504,7 @@ def _tokens(event: Mapping[str, Any]) -> list[WireToken]:
     if "error" in event:
         status = event["error"].get("code") if isinstance(event["error"], dict) else None
         if status in _REFUSALS:  # what is found out only once the stream has begun
-            raise RequestError(f"the server refuses the request: {_message(json.dumps(event))}")
+            raise _refusal("the server", json.dumps(event))
         raise _ServerFaultError(_message(json.dumps(event)))
     tokens = []
     for choice in event["choices"]:
@@ -415,6 +520,20 @@ def _tokens(event: Mapping[str, Any]) -> list[WireToken]:
 def _by_id(found: Mapping[str, Any]) -> dict[int, float]:
     """Return vLLM's log-probabilities of a prompt's position by id."""
     return {int(token_id): value["logprob"] for token_id, value in found.items()}
+
+
+def _refusal(server: str, text: str) -> RequestError:
+    """Return what a server's error reply says as an error of ours."""
+    try:
+        field = json.loads(text)["error"]["param"]
+    except (ValueError, LookupError, TypeError):
+        field = None
+    if field in ("logprobs", "prompt_logprobs"):
+        return RequestError(
+            f"{server} tells fewer log-probabilities than this takes ({_message(text)}); start it "
+            "with a higher --max-logprobs, or ask for fewer"
+        )
+    return RequestError(f"{server} refuses the request: {_message(text)}")
 
 
 def _message(text: str) -> str:

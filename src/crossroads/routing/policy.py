@@ -2,14 +2,15 @@
 
 A policy may look at more than one score: those with hysteresis keep asking the large model for a
 while once a score reached the threshold. Each row has a state of its own, an immutable value, so
-that a row that is cut back takes its earlier state again.
+that a row that is cut back takes its earlier state again: None or a tuple of numbers, so that it
+can travel to where a row is decided.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -90,12 +91,6 @@ class Immediate:
 
 
 @dataclass(frozen=True, slots=True)
-class _Momentum:
-    ease: float
-    large: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Momentum:
     """A running mean of ease with two bounds, as R2R's momentum strategy.
 
@@ -122,16 +117,17 @@ class Momentum:
                 f"({self.to_small}), or a row would change sides with every token"
             )
 
-    def start(self) -> _Momentum:
-        """Return full ease."""
-        return _Momentum(1.0, large=False)
+    def start(self) -> tuple[float, bool]:
+        """Return full ease, and that the large model does not write."""
+        return (1.0, False)
 
-    def decide(self, state: _Momentum, score: float, threshold: float) -> Decision:
+    def decide(self, state: tuple[float, bool], score: float, threshold: float) -> Decision:
         """Return the side on which the ease leaves the row."""
+        ease, large = state
         easy = not sends_to_large(score, threshold)
-        ease = self.factor * state.ease + (1 - self.factor) * easy
-        large = ease <= (self.to_small if state.large else self.to_large)
-        return Decision(large, _Momentum(ease, large))
+        ease = self.factor * ease + (1 - self.factor) * easy
+        large = ease <= (self.to_small if large else self.to_large)
+        return Decision(large, (ease, large))
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +184,23 @@ def policy_by_name(text: str) -> Policy:
         raise RequestError(
             f"cannot read the policy {text!r} ({error}); write {name} or {name}:KEY=NUMBER,..."
         ) from error
+
+
+def policy_text(policy: Policy) -> str:
+    """Return the text from which `policy_by_name` makes this policy.
+
+    Raises:
+        RequestError: it is none of ours.
+    """
+    names = [name for name, kind in POLICIES.items() if type(policy) is kind]
+    if not names:
+        raise RequestError(
+            f"a {type(policy).__name__} has no name under which another process knows it; take one "
+            f"of {', '.join(POLICIES)}"
+        )
+    values = {field.name: getattr(policy, field.name) for field in fields(policy)}  # type: ignore[arg-type]
+    settings = ",".join(f"{key}={value!r}" for key, value in values.items())
+    return f"{names[0]}:{settings}" if settings else names[0]
 
 
 def _number(text: str) -> float:

@@ -1,4 +1,4 @@
-"""The small model and its router inside vLLM: a plugin for unmodified servers.
+"""The small model and its router inside vLLM, a plugin for unmodified servers, and what asks them.
 
-Only `wire` may be imported without vLLM.
+`processor` alone needs vLLM beside it; `plugin` and `architectures` do once they are called.
 """

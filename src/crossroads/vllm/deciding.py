@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from crossroads.models.base import StepOutput, Want, summarise
+from crossroads.models.remote_wire import Order, Step, fill
 from crossroads.routing.features import TOP_K, FeatureInputs, compute
 from crossroads.routing.policy import sends_to_large
 from crossroads.routing.routers.base import Router
 from crossroads.sampling import penalise, row_generator, sample
-from crossroads.vllm.wire import Order, Step, fill
 
 
 @dataclass(slots=True)

@@ -8,23 +8,21 @@ It has the interface of `decoding.engine.Engine`, so that the same server stands
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 from crossroads.decoding.engine import News, events_of
 from crossroads.decoding.mixed import MixedModels
 from crossroads.decoding.reading import Event
 from crossroads.decoding.request import Request, RowState, check_request
 from crossroads.errors import BusyError, ClosedError, CrossroadsError, EngineError, RequestError
+from crossroads.models import remote_drawing
 from crossroads.models.remote_client import VllmClient, WireToken
-from crossroads.sampling import SamplingParams
+from crossroads.models.remote_drawing import Options, ordered, plain
+from crossroads.models.remote_wire import NEVER, Order, ReservedIds, Step, read_step, reserve
 from crossroads.types import Cause, ModelInfo, OnLoss, Role, TokenRecord
-from crossroads.vllm.row import NEVER, RemoteRow, check_served
-from crossroads.vllm.wire import REPORTED, Order, ReservedIds, Step, read_step, reserve
-
-Options = Callable[[int], Mapping[str, Any]]
+from crossroads.vllm.row import RemoteRow, check_served
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +117,8 @@ class VllmEngine:
         """Accept a request; see `decoding.engine.Engine.submit`."""
         check_request(request, self._infos(alone))
         check_served(request)
-        plain = not self._servers.large_has_plugin
-        if alone is None and plain and request.sampling.needs_logits:
+        own_numbers = not self._servers.large_has_plugin
+        if alone is None and own_numbers and request.sampling.needs_logits:
             raise RequestError(
                 "the large model's server draws by its own random numbers and counts penalties its "
                 "own way; install the plugin there too, or send temperature 0 and no penalties"
@@ -183,7 +181,7 @@ class VllmEngine:
         """Let the small model write until it hands over; return the step that does, if one does."""
         stretch = row.stretch()
         order = row.order(Role.SMALL, stretch.threshold)
-        options = _ordered(order, [self._reserved.hand_over, *self._eos_ids])
+        options = ordered(order, [self._reserved.hand_over, *self._eos_ids])
         tokens = self._servers.small.write(
             row.state.tokens, stretch.max_tokens, options, row.request.prompt_ids
         )
@@ -213,8 +211,8 @@ class VllmEngine:
 
     def _large_options(self, order: Order) -> Options:
         if self._servers.large_has_plugin:
-            return _ordered(order, [])
-        return _plain(order.sampling, [])
+            return ordered(order, [])
+        return plain(order.sampling, [])
 
     async def _one(self, client: VllmClient, state: RowState, options: Options) -> WireToken:
         # A row that may go on without the large model is not to wait for it at each of its tokens.
@@ -230,9 +228,9 @@ class VllmEngine:
         client = self._servers.small if role is Role.SMALL else self._servers.large
         order = row.order(role, NEVER)
         if role is Role.SMALL or self._servers.large_has_plugin:
-            options = _ordered(order, self._eos_ids)
+            options = ordered(order, self._eos_ids)
         else:
-            options = _plain(order.sampling, self._eos_ids)
+            options = plain(order.sampling, self._eos_ids)
         tokens = client.write(row.state.tokens, row.left, options, row.request.prompt_ids)
         async with aclosing(tokens):
             async for token in tokens:
@@ -275,45 +273,11 @@ def _silent(client: VllmClient) -> EngineError:
     return EngineError(f"the server of {client.model} ended an answer before its end")
 
 
-def _ordered(order: Order, stop: list[int]) -> Options:
-    """Return the options of a server with the plugin."""
-    return lambda came: {
-        "temperature": 0,  # the plugin draws; the server is to take what it finds
-        "logprobs": REPORTED,
-        "stop_token_ids": stop,
-        "vllm_xargs": replace(order, drawn=order.drawn + came).to_xargs(),
-    }
-
-
-def _plain(params: SamplingParams, stop: list[int]) -> Options:
-    """Return the options of a server that draws by itself."""
-    return lambda came: {
-        "temperature": params.temperature,
-        "top_p": params.top_p,
-        "top_k": params.top_k or -1,
-        "min_p": params.min_p,
-        "seed": (params.seed + came) % 2**63,
-        "frequency_penalty": params.frequency_penalty,
-        "presence_penalty": params.presence_penalty,
-        "repetition_penalty": params.repetition_penalty,
-        "stop_token_ids": stop,
-    }
-
-
 async def has_plugin(client: VllmClient, models: MixedModels) -> bool:
-    """Return whether a server draws by our orders: it is asked for one token.
+    """Return whether a model's servers draw by our orders; see `remote_drawing.has_plugin`.
 
     Raises:
-        EngineError: it does not answer.
+        EngineError: one does not answer.
     """
     reserved = reserve(models.tokenizer, models.small.info.vocab_size)
-    order = Order(Role.SMALL, NEVER, SamplingParams(), 0, 1, reserved)
-    tokens = client.write([1], 1, _ordered(order, []))
-    async with aclosing(tokens):
-        async for token in tokens:
-            try:
-                read_step(token.token_id, token.values, reserved)
-            except EngineError:
-                return False
-            return True
-    return False
+    return await remote_drawing.has_plugin(client, reserved)

@@ -21,6 +21,7 @@ from vllm.config import VllmConfig
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
 from crossroads.errors import RouterError
+from crossroads.models.remote_wire import Order
 from crossroads.routing.checkpoint import load_router, router_by_name
 from crossroads.routing.features import needs_embedding, needs_hidden, needs_history
 from crossroads.routing.routers.base import Router
@@ -28,7 +29,6 @@ from crossroads.routing.routers.heuristics import HEURISTICS
 from crossroads.vllm.architectures import hidden_of
 from crossroads.vllm.deciding import OrderedRow, decide, say
 from crossroads.vllm.plugin import ROUTER
-from crossroads.vllm.wire import Order
 
 
 class RouterProcessor(LogitsProcessor):

@@ -8,12 +8,9 @@ from dataclasses import dataclass
 from crossroads.decoding.request import Request, RowState
 from crossroads.errors import RequestError
 from crossroads.models.base import Tokenizer
+from crossroads.models.remote_wire import NEVER, Order, ReservedIds, Step
 from crossroads.routing.policy import IMMEDIATE, check_threshold, sends_to_large
 from crossroads.types import Cause, ModelInfo, Role, TokenRecord, Trace
-from crossroads.vllm.wire import Order, ReservedIds, Step
-
-NEVER = 2.0
-"""Above every score: the small model goes on alone."""
 
 
 @dataclass(frozen=True, slots=True)

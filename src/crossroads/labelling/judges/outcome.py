@@ -10,6 +10,7 @@ from typing import Any
 
 from crossroads.artifacts import canonical_hash
 from crossroads.decoding.branches import Branch, Stem, grow
+from crossroads.decoding.served import drawn_by
 from crossroads.errors import ConfigError
 from crossroads.grading import grade
 from crossroads.labelling.judges.base import Judgement, Verdict, failed
@@ -66,6 +67,7 @@ class OutcomeJudge:
             "top_p": self.top_p,
             "max_tokens": self.max_tokens,
             "seed": self.seed,
+            **drawn_by(self.pair.large, SamplingParams(temperature=self.temperature)),
         }
 
     def judge(self, cases: Iterable[Case]) -> Iterator[Judgement]:

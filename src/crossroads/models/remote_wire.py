@@ -4,12 +4,14 @@ A request says in `vllm_xargs` how the small model is to draw and from which sco
 writes. A reply has only tokens and log-probabilities to say something with, so the plugin puts a
 row of its own in place of the distribution: the chosen token highest, and the router's numbers as
 the "logits" of ids that no text uses. vLLM then picks the token and reports the numbers, as it
-would any others; it has to be started with `--logprobs-mode processed_logits`.
+would any others; it has to be started with `--logprobs-mode processed_logits`, or
+`processed_logprobs`, which adds a constant to a row and lets it tell true log-probabilities, too.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,7 +25,11 @@ XARG = "crossroads"
 REPORTED = 4
 """Entries of a row that carry something; a request asks for so many log-probabilities."""
 
+NEVER = 2.0
+"""A threshold above every score: the model that is asked goes on alone."""
+
 _CHOSEN, _PROPOSED = 4.0, 3.0  # above every score, which lies in [0, 1]
+_ROUNDED = 1e-5  # float32 sums of such numbers
 _ENTROPY_FROM = -1.0  # entropies stand below every score: -1 - entropy
 
 
@@ -123,14 +129,16 @@ def read_step(token_id: int, values: Mapping[int, float], reserved: ReservedIds)
         EngineError: the values are not the plugin's.
     """
     missing = {reserved.score, reserved.entropy, token_id} - values.keys()
-    if missing or values[token_id] != _CHOSEN:
+    if missing or not _is_ours(token_id, values):
         raise EngineError(
             "the server answers without the Crossroads plugin; start it with "
             "crossroads-lm installed beside vLLM, CROSSROADS_ROUTER set, and "
             "--logprobs-mode processed_logits"
         )
+    shift = _CHOSEN - values[token_id]  # 0 unless they are log-probabilities
+    values = {i: value + shift for i, value in values.items()} if shift else values
     handed_over = token_id == reserved.hand_over
-    proposed = [i for i, value in values.items() if value == _PROPOSED]
+    proposed = [i for i, value in values.items() if abs(value - _PROPOSED) < _ROUNDED]
     return Step(
         token_id=token_id,
         proposed_id=proposed[0] if handed_over else token_id,
@@ -138,3 +146,13 @@ def read_step(token_id: int, values: Mapping[int, float], reserved: ReservedIds)
         entropy=_ENTROPY_FROM - values[reserved.entropy],
         handed_over=handed_over,
     )
+
+
+def _is_ours(token_id: int, values: Mapping[int, float]) -> bool:
+    """Return whether the values are a row of `fill`, or its log-probabilities, which add up to 1.
+
+    Of a true distribution the few values that a request asks for do not.
+    """
+    if values[token_id] == _CHOSEN:
+        return True
+    return abs(sum(map(math.exp, values.values())) - 1) < _ROUNDED

@@ -1,4 +1,4 @@
-"""An event loop on a thread of its own, for code that is not asynchronous, wherever it runs."""
+"""An event loop in a thread of its own, for callers that are not asynchronous."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 Result = TypeVar("Result")
 
 
-class LoopThread:
-    """Runs coroutines for callers that wait."""
+class EventLoopThread:
+    """Runs coroutines while the caller waits."""
 
     def __init__(self, name: str) -> None:
         """Start the thread."""
@@ -19,18 +19,18 @@ class LoopThread:
         self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
         self._thread.start()
 
-    def run(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Return what a coroutine returns, or raise what it raises."""
+    @property
+    def running(self) -> bool:
+        """Whether it has not been closed."""
+        return self._thread.is_alive()
+
+    def wait(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Return what a coroutine returns."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
-    def close(self, last: Coroutine[Any, Any, None]) -> None:
-        """Run a last coroutine and end the thread. Twice is harmless."""
-        if not self._thread.is_alive():
-            last.close()
-            return
-        try:
-            self.run(last)
-        finally:
+    def close(self) -> None:
+        """Stop the thread. Twice is harmless."""
+        if self.running:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
