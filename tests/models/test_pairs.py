@@ -23,7 +23,7 @@ from crossroads.models.catalogue import (
 )
 from crossroads.models.pairs import check_pair, load_model, load_pair, resolve_pair
 from crossroads.models.sources import PackageIndexSource
-from crossroads.types import Message, Progress
+from crossroads.types import Message, Progress, Role
 
 
 @pytest.fixture(autouse=True)
@@ -189,9 +189,11 @@ class FakeEngine:
     def _tokenizer(self, spec: ModelSpec, _path: Path) -> FakeTokenizer:
         return FakeTokenizer(self.pieces[spec.name])
 
-    def _load(self, spec: ModelSpec, path: Path, size: object, progress: Progress | None) -> object:
+    def _load(
+        self, spec: ModelSpec, path: Path, size: object, progress: Progress | None, role: Role
+    ) -> object:
         assert path.exists()
-        del size, progress
+        del size, progress, role
         if spec.name == self.failing:
             raise MemoryError
         self.loaded.append(spec.name)
