@@ -27,7 +27,8 @@ from crossroads.decoding.request import Request
 from crossroads.models.remote_client import VllmClient
 from crossroads.provenance import provenance
 from crossroads.types import Role
-from crossroads.vllm.engine import Servers, VllmEngine, has_plugin
+from crossroads.vllm.asking import has_plugin
+from crossroads.vllm.engine import Servers, VllmEngine
 from crossroads.vllm.launch import RunningServer, ServerPlan, free_port, wait_until_ready
 from crossroads.vllm.pair import ElsewherePair, describe_pair
 

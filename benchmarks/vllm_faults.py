@@ -28,7 +28,8 @@ from crossroads.errors import CrossroadsError
 from crossroads.models.remote_client import Patience, VllmClient
 from crossroads.provenance import provenance
 from crossroads.types import Cause, Trace
-from crossroads.vllm.engine import OnLoss, Servers, VllmEngine, has_plugin
+from crossroads.vllm.asking import has_plugin
+from crossroads.vllm.engine import OnLoss, Servers, VllmEngine
 from crossroads.vllm.launch import RunningServer, ServerPlan, free_port, wait_until_ready
 from crossroads.vllm.pair import ElsewherePair, describe_pair
 

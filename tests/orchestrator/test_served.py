@@ -318,7 +318,7 @@ def test_readings_come_in_order_and_only_a_few_are_asked_for_ahead() -> None:
 @pytest.mark.parametrize("handed_over", [False, True])
 def test_a_step_is_the_same_as_logits_and_as_log_probabilities(handed_over: bool) -> None:
     reserved = reserve(spare_pair().tokenizer, VOCAB)
-    step = Step(reserved.hand_over if handed_over else 9, 9, 0.37, 2.5, handed_over)
+    step = Step(reserved.hand_over if handed_over else 9, 9, 0.37, 2.5, handed_over, {9: -0.5})
     row_V = torch.zeros(VOCAB)
     fill(row_V, step, reserved)
     kinds: list[Callable[[torch.Tensor], torch.Tensor]] = [lambda x: x, lambda x: x.log_softmax(0)]
@@ -329,8 +329,9 @@ def test_a_step_is_the_same_as_logits_and_as_log_probabilities(handed_over: bool
         assert (found.token_id, found.proposed_id, found.handed_over) == (
             step.token_id, step.proposed_id, step.handed_over
         )  # fmt: skip
-        assert found.score == pytest.approx(step.score, abs=1e-6)
-        assert found.entropy == pytest.approx(step.entropy, abs=1e-6)
-    plain = {9: -0.1, 4: -2.0, reserved.score: -3.0, reserved.entropy: -4.0}
+        assert found.score == pytest.approx(step.score, abs=1e-5)
+        assert found.entropy == pytest.approx(step.entropy, abs=1e-5)
+        assert found.logprobs == pytest.approx(step.logprobs, abs=1e-5)
+    plain = {9: -0.1, reserved.hand_over: -2.0, reserved.score: -3.0, reserved.entropy: -4.0}
     with pytest.raises(EngineError, match="without the Crossroads plugin"):
         read_step(9, plain, reserved)
