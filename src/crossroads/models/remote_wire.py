@@ -14,13 +14,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from crossroads.errors import EngineError, PairError
+from crossroads.errors import EngineError, PairError, RequestError
 from crossroads.models.base import Tokenizer
 from crossroads.sampling import SamplingParams
 from crossroads.types import Role
@@ -36,6 +36,7 @@ _CHOSEN = 64.0  # above all else
 _PROPOSED_FROM, _DOUBTFUL = 32.0, -30.0  # 32 + log-probability, above every score in [0, 1]
 _ENTROPY_FROM = -1.0  # entropies stand below every score: -1 - entropy
 _ROUNDED = 1e-5  # float32 sums of such numbers
+_MOST = 2**31
 _LEAST = -9000.0
 """The lowest log-probability that is told; vLLM says -9999 of what no token can have."""
 
@@ -91,6 +92,39 @@ class Order:
     tops: int = 0
     judged: tuple[int, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Refuse what would stop the engine that is to obey: other rows are at work there.
+
+        Raises:
+            ValueError: names the field.
+        """
+        whole = {
+            "drawn": [self.drawn],
+            "prompt_length": [self.prompt_length],
+            "tops": [self.tops],
+            "judged": self.judged,
+            "reserved": astuple(self.reserved),
+        }
+        for name, numbers in whole.items():
+            if not all(type(number) is int and 0 <= number < _MOST for number in numbers):
+                raise ValueError(f"{name} must be whole numbers from 0 on, got {numbers}")
+        if len(set(astuple(self.reserved))) < len(fields(ReservedIds)):
+            raise ValueError(f"reserved must be different ids, got {self.reserved}")
+        if not all(
+            type(number) in (int, float) for number in (self.threshold, *(self.state or ()))
+        ):
+            raise ValueError(
+                f"threshold and state must be numbers, got {self.threshold!r}, {self.state}"
+            )
+        if not isinstance(self.policy, str):
+            raise ValueError(f"policy must be a text, got {self.policy!r}")
+
+    @property
+    def largest_id(self) -> int:
+        """The largest token id that it names; a model whose vocabulary is smaller cannot obey."""
+        reserved = self.reserved
+        return max(reserved.hand_over, reserved.score, reserved.entropy, *self.judged)
+
     @property
     def reported(self) -> int:
         """Entries of a row that carry something; a request asks for so many log-probabilities."""
@@ -117,7 +151,7 @@ class Order:
             value["judged"] = tuple(value["judged"])
             value["state"] = None if value["state"] is None else tuple(value["state"])
             return cls(sampling=sampling, reserved=reserved, role=role, **value)
-        except (TypeError, ValueError, LookupError, AttributeError) as error:
+        except (TypeError, ValueError, LookupError, AttributeError, RequestError) as error:
             raise ValueError(
                 f"{XARG} in vllm_xargs is no order of this version: {error}"
             ) from error

@@ -46,6 +46,7 @@ class RouterProcessor(LogitsProcessor):
         """
         del device, is_pin_memory
         self._rows: dict[int, OrderedRow] = {}
+        self._vocab_size: int = vllm_config.model_config.get_vocab_size()
         name = os.environ.get(ROUTER)
         self._router = None if not name else _load(name, vllm_config)
 
@@ -62,7 +63,8 @@ class RouterProcessor(LogitsProcessor):
         for index, params, prompt, output in batch_update.added:
             self._rows.pop(index, None)
             row = ordered_row(params.extra_args, prompt or (), output)
-            if row is not None:
+            # Left alone, the row answers without our numbers, and whoever asked sees that.
+            if row is not None and row.order.largest_id < self._vocab_size:
                 self._rows[index] = row
         for first, second, kind in batch_update.moved:
             moved, other = self._rows.pop(first, None), self._rows.pop(second, None)
