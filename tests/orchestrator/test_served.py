@@ -56,12 +56,17 @@ def served(mode: str = PLAIN) -> Iterator[tuple[Pair, FakeServer]]:
             settled(fake)
 
 
-def settled(fake: FakeServer) -> None:
+def closed(fake: FakeServer) -> None:
     """Wait until the server has noticed that nobody is there any more."""
     end = time.monotonic() + 10
     while fake.open_streams and time.monotonic() < end:
         time.sleep(0.01)
     assert fake.open_streams == 0
+
+
+def settled(fake: FakeServer) -> None:
+    """Check that neither a request nor a thread is left."""
+    closed(fake)
     assert not any(thread.name == "remote" for thread in threading.enumerate())
 
 
@@ -119,8 +124,7 @@ def test_the_server_sees_that_a_branch_has_ended() -> None:
         fake.delay = 0.02
         ((_, tokens),) = grow(pair.large, Role.LARGE, [Stem([3, 4], [branch])], max_rows=2)
         assert len(tokens) == 4
-        while fake.open_streams:
-            time.sleep(0.01)
+        closed(fake)
         assert fake.aborted == 1
         assert fake.tokens_sent < 50, "it would have gone on to the end of the context"
 
