@@ -1,4 +1,4 @@
-"""What a token costs on vLLM: plain decoding, the plugin, routed rows, a request per token.
+"""What a token costs on vLLM: plain decoding, the plugin, routed rows, revision, log-probabilities.
 
     python benchmarks/vllm_cost.py --small SMALL --large LARGE --out benchmarks/results/vllm.json
 
@@ -27,7 +27,8 @@ from crossroads.decoding.request import Request
 from crossroads.models.remote_client import VllmClient
 from crossroads.provenance import provenance
 from crossroads.types import Role
-from crossroads.vllm.engine import Servers, VllmEngine, has_plugin
+from crossroads.vllm.asking import has_plugin
+from crossroads.vllm.engine import Servers, VllmEngine
 from crossroads.vllm.launch import RunningServer, ServerPlan, free_port, wait_until_ready
 from crossroads.vllm.pair import ElsewherePair, describe_pair
 
@@ -105,9 +106,9 @@ Way = Callable[[Sequence[Request]], Awaitable[Timed]]
 
 
 def _ways(engine: VllmEngine, servers: Servers, tokens: int) -> dict[str, Way]:
-    def mixed(threshold: float, alone: Role | None = None) -> Way:
+    def mixed(threshold: float, alone: Role | None = None, **fields: Any) -> Way:
         async def run(requests: Sequence[Request]) -> Timed:
-            requests = [dataclasses.replace(r, threshold=threshold) for r in requests]
+            requests = [dataclasses.replace(r, threshold=threshold, **fields) for r in requests]
             started = time.perf_counter()
             traces = await asyncio.gather(*(_trace(engine, r, alone) for r in requests))
             seconds = time.perf_counter() - started
@@ -133,6 +134,9 @@ def _ways(engine: VllmEngine, servers: Servers, tokens: int) -> dict[str, Way]:
         "small, a request per token": one_by_one,
         "large alone": mixed(0.0, Role.LARGE),
         **{f"routed {share:g}": mixed(1 - share) for share in SHARES},
+        # What it costs to ask at every place of a lag, however little is taken back.
+        "routed 0.15, revising": mixed(0.85, revise_below=1e-9),
+        "routed 0.15, 20 log-probabilities": mixed(0.85, logprobs=20),
     }
 
 

@@ -1,4 +1,4 @@
-"""What rows see when the large model's vLLM server dies, comes back, or is slow.
+"""What rows see when the large model's vLLM server dies, comes back, stands still, or is full.
 
     python benchmarks/vllm_faults.py --small SMALL --large LARGE --out faults.json
 
@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import dataclasses
 import json
 import os
+import re
 import signal
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
 
@@ -28,7 +31,8 @@ from crossroads.errors import CrossroadsError
 from crossroads.models.remote_client import Patience, VllmClient
 from crossroads.provenance import provenance
 from crossroads.types import Cause, OnLoss, Trace
-from crossroads.vllm.engine import Servers, VllmEngine, has_plugin
+from crossroads.vllm.asking import has_plugin
+from crossroads.vllm.engine import Servers, VllmEngine
 from crossroads.vllm.launch import RunningServer, ServerPlan, free_port, wait_until_ready
 from crossroads.vllm.pair import ElsewherePair, describe_pair
 
@@ -43,9 +47,15 @@ class Line:
     small: RunningServer
     large: RunningServer
 
-    def restart(self) -> None:
-        """Start the large server again where it was."""
-        self.large = RunningServer(self.large.plan, self.large.port)
+    def restart(self, rows: int | None = None) -> None:
+        """Start the large server again where it was, for so many rows at a time."""
+        plan = self.large.plan
+        plan = dataclasses.replace(plan, rows=plan.rows if rows is None else rows)
+        self.large = RunningServer(plan, self.large.port)
+
+    async def wait(self) -> None:
+        """Wait for the large server."""
+        await asyncio.to_thread(wait_until_ready, {"large": self.large}, 1800, print)
 
 
 def main() -> None:
@@ -96,13 +106,50 @@ async def _all(line: Line, options: argparse.Namespace) -> dict[str, Any]:
     ):
         if line.large.process.poll() is not None:
             line.restart()
-            await asyncio.to_thread(wait_until_ready, {"large": line.large}, 1800, print)
+            await line.wait()
         started = time.perf_counter()
         traces, _ = await asyncio.gather(
             _run(line, requests, on_loss, give_up), _after(0.3 * quiet, fault, line)
         )
         found[name] = {"seconds": time.perf_counter() - started, **_compare(traces, expected)}
+    found["full: one row at a time"] = await _fill(line, requests, expected)
     return found
+
+
+async def _fill(
+    line: Line, requests: Sequence[Request], expected: Sequence[Trace | CrossroadsError]
+) -> dict[str, Any]:
+    """Let all rows run at once where the large server takes one at a time; return what they see.
+
+    waiting: requests in that server's queue, at most, of those that were counted.
+    """
+    line.large.stop()
+    line.restart(rows=1)
+    await line.wait()
+    started = time.perf_counter()
+    counting = asyncio.create_task(_count_waiting(line))
+    traces = await _run(line, requests, OnLoss.FAIL, 600.0, rows=len(requests))
+    seconds = time.perf_counter() - started
+    counting.cancel()
+    (waiting,) = await asyncio.gather(counting)
+    return {"seconds": seconds, "waiting": waiting, **_compare(traces, expected)}
+
+
+async def _count_waiting(line: Line) -> int:
+    """Look at the large server's queue until cancelled; return the longest that was seen."""
+    most = 0
+    with contextlib.suppress(asyncio.CancelledError):
+        while True:
+            text = await asyncio.to_thread(_metrics, line.large.url)
+            found = re.findall(r"^vllm:num_requests_waiting\{[^}]*\} (\S+)", text, re.MULTILINE)
+            most = max([most, *(int(float(value)) for value in found)])
+            await asyncio.sleep(0.1)
+    return most
+
+
+def _metrics(url: str) -> str:
+    with urlopen(f"{url}/metrics", timeout=10) as reply:
+        return str(reply.read().decode())
 
 
 async def _after(seconds: float, fault: Fault, line: Line) -> None:
@@ -127,13 +174,17 @@ async def _freeze(line: Line) -> None:
 
 
 async def _run(
-    line: Line, requests: Sequence[Request], on_loss: OnLoss, give_up: float = 60.0
+    line: Line,
+    requests: Sequence[Request],
+    on_loss: OnLoss,
+    give_up: float = 60.0,
+    rows: int = 4,
 ) -> list[Trace | CrossroadsError]:
     patience = Patience(token=60.0, down=1.0, give_up=give_up)
     small = VllmClient([line.small.url], "small", patience)
     large = VllmClient([line.large.url], "large", patience)
     servers = Servers(small, large, await has_plugin(large, line.pair.models), on_loss)
-    engine = VllmEngine(line.pair.models, servers, max_rows=4)
+    engine = VllmEngine(line.pair.models, servers, max_rows=rows)
 
     async def one(request: Request) -> Trace | CrossroadsError:
         try:

@@ -13,7 +13,7 @@ import torch
 from crossroads.artifacts import ResumableLog
 from crossroads.dataset import UNJUDGED, LabelledDataset
 from crossroads.errors import ConfigError, DataError, EngineError
-from crossroads.labelling.build import BuildConfig
+from crossroads.labelling.build import BuildConfig, _texts
 from crossroads.labelling.cases import CaseSource, load_comparison
 from crossroads.labelling.continue_ import ContinueConfig, continue_all
 from crossroads.labelling.judges.base import Judgement, Verdict, failed
@@ -23,6 +23,7 @@ from crossroads.labelling.records import Case
 from crossroads.labelling.respond import RespondConfig, respond
 from crossroads.labelling.run import STAGES, LabelConfig, label
 from crossroads.labelling.sentences import SentenceRule, cut
+from crossroads.models.scripted import ScriptedTokenizer
 from crossroads.types import Label, Message, Problem, SilentProgress, Split
 from laws.pairs import scripted_pair
 
@@ -276,3 +277,7 @@ def test_a_stage_can_be_used_from_python_alone(tmp_path: Path) -> None:
         assert case.continuations[0].token_ids[0] == case.mismatch.small_id
     texts = [json.dumps(dataclasses.asdict(case)) for case in cases[:3]]
     assert all(texts), "cases are plain data"
+
+
+def test_ids_beyond_the_tokenizer_have_no_text() -> None:
+    assert _texts(ScriptedTokenizer(4), [1, 9]) == {"1": "!", "9": ""}

@@ -24,10 +24,10 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from crossroads.models.base import CausalLM, Want
-from crossroads.models.remote_wire import Order
 from crossroads.routing.routers.base import Router
 from crossroads.serving.server import listen
-from crossroads.vllm.deciding import OrderedRow, decide, say
+from crossroads.vllm.deciding import decide, ordered_row, say
+from crossroads.vllm.launch import MOST_REPORTED
 
 
 @dataclass
@@ -37,8 +37,9 @@ class FakeServer:
     break_after: tokens after which each stream is cut off in the middle; None: never. refuse: the
     status with which requests are answered; 0: properly. silent: streams end
     without a token. delay: seconds before each token. asleep: seconds before each answer.
-    wedged: it says that it is there, and fails at each request. mode: vLLM's --logprobs-mode.
-    aborted: streams that the client left. stretch: what the states are multiplied by.
+    wedged: it says that it is there, and fails at each request. stutters: every step is computed
+    twice. most_logprobs: its --max-logprobs. mode: vLLM's --logprobs-mode. aborted: streams that
+    the client left. stretch: what the states are multiplied by.
     """
 
     model: CausalLM
@@ -51,6 +52,8 @@ class FakeServer:
     delay: float = 0.0
     asleep: float = 0.0
     wedged: bool = False
+    stutters: bool = False
+    most_logprobs: int = MOST_REPORTED
     mode: str = "raw_logprobs"
     open_streams: int = 0
     most_open: int = 0
@@ -77,8 +80,11 @@ class FakeServer:
         await asyncio.sleep(self.asleep)
         if self.refuse or self.wedged:
             return JSONResponse({"error": {"message": "told to"}}, self.refuse or 500)
-        if len(body["prompt"]) + body["max_tokens"] > self.model.info.context_length:
+        prompts = body["prompt"] if isinstance(body["prompt"][0], list) else [body["prompt"]]
+        if max(map(len, prompts)) + body["max_tokens"] > self.model.info.context_length:
             return JSONResponse({"error": {"message": "too long"}}, 400)
+        if "prompt_logprobs" not in body and not body["stream"]:
+            return self._next(body, prompts)
         if not body["stream"]:
             return JSONResponse(self._whole(body))
         return StreamingResponse(self._events(body), media_type="text/event-stream")
@@ -106,15 +112,38 @@ class FakeServer:
         token_id, values = self._step(body, [])
         return {"choices": [{**self._choice(token_id, values), "prompt_logprobs": read}]}
 
+    def _next(self, body: dict[str, Any], prompts: list[list[int]]) -> Response:
+        """Return the next token of each prompt, in an order of its own."""
+        if (refusal := self._refusal(body)) is not None:
+            return JSONResponse(refusal, 400)
+        choices = []
+        for index, prompt in enumerate(prompts):
+            choice = self._choice(*self._step({**body, "prompt": prompt}, []))
+            choices.append({**choice, "index": index})
+        return JSONResponse({"choices": choices[::-1]})
+
+    def _refusal(self, body: dict[str, Any]) -> dict[str, Any] | None:
+        """Return vLLM's words where more log-probabilities are asked for than it tells."""
+        if (asked := body.get("logprobs") or 0) <= self.most_logprobs:
+            return None
+        words = f"Requested sample logprobs of {asked}, which is greater than max allowed: "
+        error = {"message": words + str(self.most_logprobs), "param": "logprobs", "code": 400}
+        return {"error": error}
+
     async def _events(self, body: dict[str, Any]) -> AsyncIterator[bytes]:
         self.open_streams += 1
         self.most_open = max(self.most_open, self.open_streams)
         try:
+            if (refusal := self._refusal(body)) is not None:  # found out once it has begun
+                yield b"data: " + json.dumps(refusal).encode() + b"\n\n"
+                return
             output: list[int] = []
             for count in range(0 if self.silent else body["max_tokens"]):
                 if self.break_after is not None and count >= self.break_after:
                     return  # without [DONE]
                 await asyncio.sleep(self.delay)
+                if self.stutters:  # vLLM drops what it computes of a prompt that it reads in parts
+                    self._step(body, output)
                 token_id, values = self._step(body, output)
                 output.append(token_id)
                 self.tokens_sent += 1
@@ -143,10 +172,9 @@ class FakeServer:
         """Return the next token, and the values that are reported at its position, by id."""
         prompt = body["prompt"]
         row_V, hidden_NH = self._logits([*prompt, *output])
-        order = Order.from_xargs(body.get("vllm_xargs"))
-        if order is not None and self.router is not None:
-            rows = [OrderedRow(order, prompt, output)]
-            say(rows, decide(rows, row_V[None], hidden_NH, self.router), [row_V])
+        row = ordered_row(body.get("vllm_xargs"), prompt, list(output))
+        if row is not None and self.router is not None:
+            say([row], decide([row], row_V[None], hidden_NH, self.router), [row_V])
         told_V = self._told(row_V)
         token_id = int(row_V.argmax())
         if body["temperature"] > 0:

@@ -4,136 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 
-import numpy as np
 import pytest
 
 from crossroads.decoding.mixed import MixedModels
-from crossroads.decoding.request import Request
 from crossroads.errors import BusyError, ClosedError, EngineError, RequestError
-from crossroads.models.pairs import Pair
-from crossroads.models.remote_client import Patience, VllmClient
-from crossroads.models.scripted import ScriptedLM, ScriptedTokenizer
 from crossroads.routing.choose import ChosenRouter
-from crossroads.routing.routers.base import Router
-from crossroads.routing.routers.heuristics import entropy, never
+from crossroads.routing.routers.heuristics import entropy
 from crossroads.sampling import SamplingParams
-from crossroads.types import Cause, OnLoss, Role, Trace
-from crossroads.vllm.engine import Servers, VllmEngine
+from crossroads.types import Cause, OnLoss, Role
+from crossroads.vllm.engine import VllmEngine
 from crossroads.vllm.pair import ElsewherePair
-from laws.pairs import VOCAB, alone, mixed, random_requests, scripted_pair
-from orchestrator.fake_server import FakeServer, fake_server
+from laws.pairs import VOCAB, alone, mixed, random_requests
+from orchestrator.lines import MIDDLE, SPARE, Line, line, same, spare_pair
 
-MIDDLE = 0.65
-SPARE = 3
 PENALISED = SamplingParams(frequency_penalty=1.0)
-HASTY = Patience(connect=1.0, token=5.0, down=0.05, give_up=1.0)
-
-
-class SpareTokenizer(ScriptedTokenizer):
-    """Some of its ids stand for nothing."""
-
-    def pieces(self) -> Sequence[bytes | None]:
-        return [*list(super().pieces())[:-SPARE], *[None] * SPARE]
-
-
-def _without_spare_ids(model: ScriptedLM) -> ScriptedLM:
-    def logits(prefix: tuple[int, ...]) -> np.ndarray:
-        values_V = model._logits(prefix).copy()
-        values_V[-SPARE:] = -1e9
-        return values_V
-
-    return ScriptedLM(logits, VOCAB, name=model.info.name, context_length=256)
-
-
-def spare_pair() -> Pair:
-    pair = scripted_pair()
-    small, large = _without_spare_ids(pair.small), _without_spare_ids(pair.large)
-    return Pair("scripted", small, large, SpareTokenizer(VOCAB))
-
-
-@dataclasses.dataclass(frozen=True)
-class Line:
-    """Two fake servers and what joins them."""
-
-    small: FakeServer
-    larges: tuple[FakeServer, ...]
-    models: MixedModels
-    servers: Servers
-
-    @property
-    def large(self) -> FakeServer:
-        return self.larges[0]
-
-    def run(self, requests: Sequence[Request], roles: Sequence[Role | None] = ()) -> list[Trace]:
-        """Return the traces of requests that run together."""
-
-        async def one(engine: VllmEngine, request: Request, role: Role | None) -> Trace:
-            events = [event async for event in engine.generate(request, alone=role)]
-            trace = events[-1].trace
-            assert trace is not None
-            assert [e.record for e in events] == list(trace.records)
-            return trace
-
-        async def run() -> list[Trace]:
-            engine = VllmEngine(self.models, self.servers, max_rows=4)
-            try:
-                asked = roles or [None] * len(requests)
-                rows = (one(engine, q, r) for q, r in zip(requests, asked, strict=True))
-                return await asyncio.gather(*rows)
-            finally:
-                await engine.close()
-
-        return asyncio.run(asyncio.wait_for(run(), 60))
-
-
-@contextmanager
-def line(
-    *,
-    plugin_in_large: bool = True,
-    replicas: int = 1,
-    on_loss: OnLoss = OnLoss.FAIL,
-    router: Router | None = None,
-) -> Iterator[Line]:
-    """Serve a pair."""
-    pair, chosen = spare_pair(), router or entropy(VOCAB)
-    second = never(VOCAB) if plugin_in_large else None
-    with (
-        fake_server(pair.small, chosen) as small,
-        fake_server(pair.large, second) as large,
-        fake_server(pair.large, second) as other,
-    ):
-        larges = (large, other)[:replicas]
-        models = MixedModels(pair.small, pair.large, chosen, pair.tokenizer, MIDDLE)
-        servers = Servers(
-            VllmClient([small.url], "small", HASTY),
-            VllmClient([fake.url for fake in larges], "large", HASTY),
-            plugin_in_large,
-            on_loss,
-        )
-        yield Line(small, larges, models, servers)
 
 
 @pytest.fixture(scope="module")
 def healthy() -> Iterator[Line]:
     with line() as found:
         yield found
-
-
-def same(found: Sequence[Trace], expected: Sequence[Trace]) -> None:
-    """Assert that two ways of generating wrote the same, for the same reasons."""
-    for trace, other in zip(found, expected, strict=True):
-        assert trace.token_ids == other.token_ids
-        assert (trace.text, trace.finish_reason) == (other.text, other.finish_reason)
-        assert trace.usage == other.usage
-        for record, wanted in zip(trace.records, other.records, strict=True):
-            assert record.writer == wanted.writer
-            assert record.proposed_id == wanted.proposed_id
-            assert record.cause == wanted.cause
-            assert record.score == pytest.approx(wanted.score, abs=1e-6)
-            assert record.entropy == pytest.approx(wanted.entropy, abs=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
@@ -221,7 +113,7 @@ def test_a_dead_replica_is_passed_over_and_prompts_keep_their_server() -> None:
     with line(replicas=2) as found:
         found.run(requests)
         # Every prompt's requests went to one server, and both had some to do.
-        first = [{tuple(b["prompt"][:3]) for b in fake.requests} for fake in found.larges]
+        first = [{tuple(b["prompt"][0][:3]) for b in fake.requests} for fake in found.larges]
         assert first[0].isdisjoint(first[1])
         assert all(first)
         found.larges[0].refuse = 503
@@ -324,11 +216,7 @@ def test_servers_without_the_plugin_are_named_or_served_as_far_as_they_go() -> N
 
 @pytest.mark.parametrize(
     ("fields", "sentence"),
-    [
-        ({"lossless": True}, "revision needs"),
-        ({"revise_below": 0.1}, "revision needs"),
-        ({"logprobs": 1}, "does not tell log-probabilities"),
-    ],
+    [({"lossless": True, "sampling": SamplingParams(0.8)}, "send temperature 0, or leave")],
 )
 def test_what_two_servers_cannot_do_is_one_sentence(
     healthy: Line, fields: dict, sentence: str

@@ -56,12 +56,17 @@ def served(mode: str = PLAIN) -> Iterator[tuple[Pair, FakeServer]]:
             settled(fake)
 
 
-def settled(fake: FakeServer) -> None:
+def closed(fake: FakeServer) -> None:
     """Wait until the server has noticed that nobody is there any more."""
     end = time.monotonic() + 10
     while fake.open_streams and time.monotonic() < end:
         time.sleep(0.01)
     assert fake.open_streams == 0
+
+
+def settled(fake: FakeServer) -> None:
+    """Check that neither a request nor a thread is left."""
+    closed(fake)
     assert not any(thread.name == "remote" for thread in threading.enumerate())
 
 
@@ -119,8 +124,7 @@ def test_the_server_sees_that_a_branch_has_ended() -> None:
         fake.delay = 0.02
         ((_, tokens),) = grow(pair.large, Role.LARGE, [Stem([3, 4], [branch])], max_rows=2)
         assert len(tokens) == 4
-        while fake.open_streams:
-            time.sleep(0.01)
+        closed(fake)
         assert fake.aborted == 1
         assert fake.tokens_sent < 50, "it would have gone on to the end of the context"
 
@@ -318,7 +322,7 @@ def test_readings_come_in_order_and_only_a_few_are_asked_for_ahead() -> None:
 @pytest.mark.parametrize("handed_over", [False, True])
 def test_a_step_is_the_same_as_logits_and_as_log_probabilities(handed_over: bool) -> None:
     reserved = reserve(spare_pair().tokenizer, VOCAB)
-    step = Step(reserved.hand_over if handed_over else 9, 9, 0.37, 2.5, handed_over)
+    step = Step(reserved.hand_over if handed_over else 9, 9, 0.37, 2.5, handed_over, {9: -0.5})
     row_V = torch.zeros(VOCAB)
     fill(row_V, step, reserved)
     kinds: list[Callable[[torch.Tensor], torch.Tensor]] = [lambda x: x, lambda x: x.log_softmax(0)]
@@ -329,8 +333,9 @@ def test_a_step_is_the_same_as_logits_and_as_log_probabilities(handed_over: bool
         assert (found.token_id, found.proposed_id, found.handed_over) == (
             step.token_id, step.proposed_id, step.handed_over
         )  # fmt: skip
-        assert found.score == pytest.approx(step.score, abs=1e-6)
-        assert found.entropy == pytest.approx(step.entropy, abs=1e-6)
-    plain = {9: -0.1, 4: -2.0, reserved.score: -3.0, reserved.entropy: -4.0}
+        assert found.score == pytest.approx(step.score, abs=1e-5)
+        assert found.entropy == pytest.approx(step.entropy, abs=1e-5)
+        assert found.logprobs == pytest.approx(step.logprobs, abs=1e-5)
+    plain = {9: -0.1, reserved.hand_over: -2.0, reserved.score: -3.0, reserved.entropy: -4.0}
     with pytest.raises(EngineError, match="without the Crossroads plugin"):
         read_step(9, plain, reserved)

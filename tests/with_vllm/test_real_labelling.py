@@ -32,10 +32,13 @@ ARGUMENTS = "--dtype float32 --enforce-eager --logprobs-mode processed_logprobs"
 AGREE = 1e-4
 """Two engines' float32 log-probabilities."""
 
+HALVES_AGREE = 0.02
+"""The same, stored in half precision: a step at 8 nats and more is 1/128."""
+
 STATES = """--dtype float32 --enforce-eager --runner pooling --convert embed \
 --pooler-config '{"task": "token_embed"}'"""
 
-PROBLEMS = [Problem(f"p{i}", (Message("user", f"What is {i}?"),), "1") for i in range(12)]
+PROBLEMS = [Problem(f"p{i}", (Message("user", f"What is {i}?"),), "1") for i in range(20)]
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,9 @@ def test_answers_are_those_of_the_process(pairs: Pairs, temperature: float) -> N
 
 def test_labels_are_those_of_the_process(pairs: Pairs, tmp_path: Path) -> None:
     config = LabelConfig(
-        # Hot, so that a random model comes upon its eos.
-        RespondConfig(max_tokens=150, temperature=2.0),
+        # Hot enough for a random model to come upon its eos; hotter, it would draw ids that stand
+        # for nothing, which the plugin keeps for itself.
+        RespondConfig(max_tokens=200, temperature=1.2),
         ContinueConfig(SentenceRule(max_tokens=12)),
         max_rows=8,
     )
@@ -114,14 +118,15 @@ def test_labels_are_those_of_the_process(pairs: Pairs, tmp_path: Path) -> None:
         assert near is not None
         # Sampled hot, many tokens are not among the 20 likeliest; their numbers are exact, too.
         assert torch.allclose(far.logprob_real_N, near.logprob_real_N, atol=AGREE)
-        assert torch.allclose(far.top_logprobs_NK, near.top_logprobs_NK, atol=AGREE)
+        assert torch.allclose(far.top_logprobs_NK, near.top_logprobs_NK, atol=HALVES_AGREE)
         bound_N = near.top_logprobs_NK[:, -1]
-        told_N = near.logprob_small_N >= bound_N + AGREE
+        told_N = near.logprob_small_N >= bound_N + HALVES_AGREE
         assert torch.allclose(far.logprob_small_N[told_N], near.logprob_small_N[told_N], atol=AGREE)
         assert bool((far.logprob_small_N >= near.logprob_small_N - AGREE).all())
         # A small model behind a server differs in what two engines' sums differ in.
         step, wanted = whole.comparison(row).step, expected.comparison(row).step
         assert torch.equal(step.top_ids_NK[:, 0], wanted.top_ids_NK[:, 0])
         for name in ("top_logits_NK", "logsumexp_N", "entropy_N", "hidden_NH"):
-            assert torch.allclose(getattr(step, name), getattr(wanted, name), atol=1e-3), name
+            mine, theirs = getattr(step, name), getattr(wanted, name)
+            assert torch.allclose(mine, theirs, atol=HALVES_AGREE, rtol=2e-3), name
     assert torch.equal(whole.labels().label_N, expected.labels().label_N)

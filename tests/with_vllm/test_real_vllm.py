@@ -21,15 +21,23 @@ import builders
 from crossroads.decoding.mixed import MixedModels, generate
 from crossroads.decoding.request import Request
 from crossroads.decoding.single import generate_alone
-from crossroads.errors import RouterError
+from crossroads.errors import RequestError, RouterError
 from crossroads.models.remote_client import VllmClient
 from crossroads.models.transformers import TransformersLM
 from crossroads.routing.checkpoint import RouterCard, SmallModelId, save_router
+from crossroads.routing.policy import IMMEDIATE, Momentum, Policy
 from crossroads.routing.routers.neural import NeuralRouter, build_network
 from crossroads.sampling import SamplingParams
-from crossroads.types import Role, Trace
-from crossroads.vllm.engine import Servers, VllmEngine, has_plugin
-from crossroads.vllm.launch import RunningServer, ServerPlan, free_port, wait_until_ready
+from crossroads.types import Cause, Role, Trace
+from crossroads.vllm.asking import has_plugin
+from crossroads.vllm.engine import Servers, VllmEngine
+from crossroads.vllm.launch import (
+    MOST_REPORTED,
+    RunningServer,
+    ServerPlan,
+    free_port,
+    wait_until_ready,
+)
 from crossroads.vllm.pair import ElsewherePair, describe_pair
 from orchestrator.tiny import write_pair
 
@@ -48,8 +56,13 @@ class Real:
     pair: ElsewherePair
     local: MixedModels
 
-    def run(self, requests: Sequence[Request], alone: Role | None = None) -> list[Trace]:
-        """Return the traces of requests that run together."""
+    def run(
+        self, requests: Sequence[Request], alone: Role | None = None, *, ordered: bool = True
+    ) -> list[Trace]:
+        """Return the traces of requests that run together.
+
+        ordered: whether the large model gets our orders, or is asked as any server.
+        """
 
         async def one(engine: VllmEngine, request: Request) -> Trace:
             events = [event async for event in engine.generate(request, alone=alone)]
@@ -60,14 +73,14 @@ class Real:
             small, large = VllmClient([self.small.url]), VllmClient([self.large.url])
             await small.connect()
             await large.connect()
-            plugin = await has_plugin(large, self.pair.models)
-            engine = VllmEngine(self.pair.models, Servers(small, large, plugin))
+            assert await has_plugin(large, self.pair.models)
+            engine = VllmEngine(self.pair.models, Servers(small, large, ordered))
             try:
                 return await asyncio.gather(*(one(engine, request) for request in requests))
             finally:
                 await engine.close()
 
-        return asyncio.run(asyncio.wait_for(run(), 300))
+        return asyncio.run(asyncio.wait_for(run(), 600))
 
     def expected(self, requests: Sequence[Request]) -> list[Trace]:
         """Return the in-process loop's traces."""
@@ -103,7 +116,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
     ]  # fmt: skip
     running = {plan.name: RunningServer(plan, free_port()) for plan in plans}
     try:
-        wait_until_ready(running, 600, print)
+        wait_until_ready(running, 1800, print)
         pair = describe_pair(
             str(small), str(large), str(router), None, context_length=builders.CONTEXT
         )
@@ -136,6 +149,16 @@ def same(found: Sequence[Trace], expected: Sequence[Trace]) -> None:
             assert record.writer == wanted.writer
             assert record.proposed_id == wanted.proposed_id
             assert record.score == pytest.approx(wanted.score, abs=SCORES_AGREE)
+            assert record.cause == wanted.cause
+            assert (record.lag, record.discarded) == (wanted.lag, wanted.discarded)
+            for tops, others in ((record.top_logprobs, wanted.top_logprobs),
+                                 (record.proposals, wanted.proposals)):  # fmt: skip
+                assert (tops is None) == (others is None)
+                assert [i for i, _ in tops or ()] == [i for i, _ in others or ()]
+                assert [v for _, v in tops or ()] == pytest.approx(
+                    [v for _, v in others or ()], abs=SCORES_AGREE
+                )
+            assert record.logprob == pytest.approx(wanted.logprob, abs=SCORES_AGREE)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
@@ -178,6 +201,49 @@ def test_penalties_and_limits_mean_what_they_mean_in_process(real: Real) -> None
     same(real.run(requests), real.expected(requests))
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("policy", [IMMEDIATE, Momentum(0.5, 0.4, 0.6)])
+def test_revision_log_probabilities_and_policies_are_those_of_the_in_process_loop(
+    real: Real, temperature: float, policy: Policy
+) -> None:
+    requests = requests_of(
+        5, 7, temperature, revise_below=0.03, max_lag=9, logprobs=20, proposals=3, policy=policy
+    )
+    found = real.run(requests)
+    assert any(record.cause is Cause.REVISION for trace in found for record in trace.records)
+    same(found, real.expected(requests))
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_lossless_greedy_is_the_large_model_alone(real: Real, ordered: bool) -> None:
+    requests = requests_of(4, 8, 0.0, lossless=True, max_lag=6)
+    found = real.run(requests, ordered=ordered)
+    same(found, real.expected(requests))
+    alone = generate_alone(real.local.large, Role.LARGE, real.local.tokenizer, requests)
+    expected = [trace.token_ids for _, trace in sorted(alone, key=lambda x: x[0])]
+    assert [trace.token_ids for trace in found] == expected
+
+
+def test_more_log_probabilities_than_a_server_tells_is_one_sentence(real: Real) -> None:
+    client = VllmClient([real.small.url])
+
+    async def ask(stream: bool) -> None:
+        await client.connect()
+        options = {"temperature": 0, "logprobs": MOST_REPORTED + 1}
+        try:
+            if stream:
+                async for _ in client.write([1, 2], 1, lambda _: options):
+                    pass
+            else:
+                await client.next([[1, 2], [1, 2, 3]], options)
+        finally:
+            await client.close()
+
+    for stream in (True, False):
+        with pytest.raises(RequestError, match="start it with a higher --max-logprobs"):
+            asyncio.run(ask(stream))
+
+
 def test_usage_is_the_count_of_the_trace(real: Real) -> None:
     for trace in real.run(requests_of(3, 5, 0.0)):
         large = sum(record.writer is Role.LARGE for record in trace.records)
@@ -202,8 +268,6 @@ def test_rows_without_an_order_are_left_alone(real: Real) -> None:
 
 
 def test_an_order_that_makes_no_sense_is_a_400_and_the_server_lives(real: Real) -> None:
-    from crossroads.errors import RequestError
-
     client = VllmClient([real.small.url])
 
     async def send() -> None:

@@ -158,7 +158,8 @@ async def make_engine(
 async def _connect(options: VllmOptions, pair: ElsewherePair) -> tuple[Servers, MixedModels]:
     from crossroads.models.remote_client import VllmClient
     from crossroads.types import OnLoss
-    from crossroads.vllm.engine import Servers, has_plugin
+    from crossroads.vllm.asking import has_plugin
+    from crossroads.vllm.engine import Servers
 
     assert options.small_url is not None
     small, large = VllmClient([options.small_url]), VllmClient(options.large_url)

@@ -209,8 +209,8 @@ def _shown(comparison: Comparison) -> Iterator[int]:
 
 
 def _texts(tokenizer: Tokenizer, ids: Collection[int]) -> dict[str, str]:
-    pieces = tokenizer.pieces()
-    return {str(i): (pieces[i] or b"").decode("utf-8", errors="replace") for i in sorted(ids)}
+    pieces = dict(enumerate(tokenizer.pieces()))  # a vocabulary may be longer: padding
+    return {str(i): (pieces.get(i) or b"").decode("utf-8", errors="replace") for i in sorted(ids)}
 
 
 def _label_of(verdict: Verdict) -> int:

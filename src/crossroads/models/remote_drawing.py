@@ -13,7 +13,7 @@ from typing import Any
 
 from crossroads.errors import EngineError
 from crossroads.models.remote_client import VllmClient
-from crossroads.models.remote_wire import NEVER, REPORTED, Order, ReservedIds, read_step
+from crossroads.models.remote_wire import NEVER, Order, ReservedIds, read_step
 from crossroads.sampling import SamplingParams
 from crossroads.types import Role
 
@@ -25,7 +25,7 @@ def ordered(order: Order, stop: list[int]) -> Options:
     """Return the options of a server with the plugin. stop: ids after which it is to end."""
     return lambda came: {
         **_TAKE_WHAT_IS_THERE,
-        "logprobs": REPORTED,
+        "logprobs": order.reported,
         "stop_token_ids": stop,
         "vllm_xargs": replace(order, drawn=order.drawn + came).to_xargs(),
     }

@@ -2,10 +2,11 @@
 
 A request says in `vllm_xargs` how the small model is to draw and from which score the large one
 writes. A reply has only tokens and log-probabilities to say something with, so the plugin puts a
-row of its own in place of the distribution: the chosen token highest, and the router's numbers as
-the "logits" of ids that no text uses. vLLM then picks the token and reports the numbers, as it
-would any others; it has to be started with `--logprobs-mode processed_logits`, or
-`processed_logprobs`, which adds a constant to a row and lets it tell true log-probabilities, too.
+row of its own in place of the distribution: the chosen token highest, the router's numbers as the
+"logits" of ids that no text uses, and log-probabilities as those of the tokens that they are of.
+vLLM then picks the token and reports the numbers, as it would any others; it has to be started
+with `--logprobs-mode processed_logits`, or `processed_logprobs`, which adds a constant to a row and
+lets it tell true log-probabilities, too.
 """
 
 from __future__ import annotations
@@ -13,24 +14,31 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass, fields
 from typing import Any
 
-from crossroads.errors import EngineError, PairError
+import torch
+from torch import Tensor
+
+from crossroads.errors import EngineError, PairError, RequestError
 from crossroads.models.base import Tokenizer
 from crossroads.sampling import SamplingParams
 from crossroads.types import Role
 
 XARG = "crossroads"
-REPORTED = 4
-"""Entries of a row that carry something; a request asks for so many log-probabilities."""
+ALWAYS = 4
+"""Entries of every row that carry something."""
 
 NEVER = 2.0
 """A threshold above every score: the model that is asked goes on alone."""
 
-_CHOSEN, _PROPOSED = 4.0, 3.0  # above every score, which lies in [0, 1]
-_ROUNDED = 1e-5  # float32 sums of such numbers
+_CHOSEN = 64.0  # above all else
+_PROPOSED_FROM, _DOUBTFUL = 32.0, -30.0  # 32 + log-probability, above every score in [0, 1]
 _ENTROPY_FROM = -1.0  # entropies stand below every score: -1 - entropy
+_ROUNDED = 1e-5  # float32 sums of such numbers
+_MOST = 2**31
+_LEAST = -9000.0
+"""The lowest log-probability that is told; vLLM says -9999 of what no token can have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +76,9 @@ class Order:
 
     role: which random stream it draws from. drawn: numbers that the row has used of it before.
     prompt_length: how many of the tokens sent are the user's prompt; the rest was generated.
+    policy: its text; state: what it remembers of the row. tops: of how many of the likeliest tokens
+    the log-probabilities are told, besides the proposal's. judged: the row's tokens after the
+    user's prompt, if that of the one which stands at the next place is to be told, too.
     """
 
     role: Role
@@ -76,6 +87,48 @@ class Order:
     drawn: int
     prompt_length: int
     reserved: ReservedIds
+    policy: str = "immediate"
+    state: tuple[float, ...] | None = None
+    tops: int = 0
+    judged: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what would stop the engine that is to obey: other rows are at work there.
+
+        Raises:
+            ValueError: names the field.
+        """
+        whole = {
+            "drawn": [self.drawn],
+            "prompt_length": [self.prompt_length],
+            "tops": [self.tops],
+            "judged": self.judged,
+            "reserved": astuple(self.reserved),
+        }
+        for name, numbers in whole.items():
+            if not all(type(number) is int and 0 <= number < _MOST for number in numbers):
+                raise ValueError(f"{name} must be whole numbers from 0 on, got {numbers}")
+        if len(set(astuple(self.reserved))) < len(fields(ReservedIds)):
+            raise ValueError(f"reserved must be different ids, got {self.reserved}")
+        if not all(
+            type(number) in (int, float) for number in (self.threshold, *(self.state or ()))
+        ):
+            raise ValueError(
+                f"threshold and state must be numbers, got {self.threshold!r}, {self.state}"
+            )
+        if not isinstance(self.policy, str):
+            raise ValueError(f"policy must be a text, got {self.policy!r}")
+
+    @property
+    def largest_id(self) -> int:
+        """The largest token id that it names; a model whose vocabulary is smaller cannot obey."""
+        reserved = self.reserved
+        return max(reserved.hand_over, reserved.score, reserved.entropy, *self.judged)
+
+    @property
+    def reported(self) -> int:
+        """Entries of a row that carry something; a request asks for so many log-probabilities."""
+        return ALWAYS + self.tops + bool(self.judged)
 
     def to_xargs(self) -> dict[str, str]:
         """Return the value of `vllm_xargs`."""
@@ -95,8 +148,10 @@ class Order:
             sampling = SamplingParams(**value.pop("sampling"))
             reserved = ReservedIds(**value.pop("reserved"))
             role = Role(value.pop("role"))
+            value["judged"] = tuple(value["judged"])
+            value["state"] = None if value["state"] is None else tuple(value["state"])
             return cls(sampling=sampling, reserved=reserved, role=role, **value)
-        except (TypeError, ValueError, LookupError, AttributeError) as error:
+        except (TypeError, ValueError, LookupError, AttributeError, RequestError) as error:
             raise ValueError(
                 f"{XARG} in vllm_xargs is no order of this version: {error}"
             ) from error
@@ -104,22 +159,37 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What the plugin tells of one position: the model's proposal and what became of it."""
+    """What the plugin tells of one position: the model's proposal and what became of it.
+
+    logprobs: of the proposal, of the likeliest tokens and of the judged one, by id, in nats.
+    """
 
     token_id: int
     proposed_id: int
     score: float
     entropy: float
     handed_over: bool
+    logprobs: Mapping[int, float]
 
 
-def fill(row_V: Any, step: Step, reserved: ReservedIds) -> None:
-    """Write a step into a row of logits, in place."""
+def fill(row_V: Tensor, step: Step, reserved: ReservedIds) -> None:
+    """Write a step into a row of logits, in place.
+
+    The proposal's log-probability stands at the id of the hand-over, or, where that is chosen, at
+    the proposal's own id, raised so that it is seen to be the proposal.
+    """
+    values = {i: max(value, _LEAST) for i, value in step.logprobs.items()}
+    own = values[step.proposed_id]
+    if step.handed_over:
+        values[step.proposed_id] = _PROPOSED_FROM + max(own, _DOUBTFUL)
+    else:
+        values[reserved.hand_over] = own
+    values[step.token_id] = _CHOSEN
+    values[reserved.score] = step.score
+    values[reserved.entropy] = _ENTROPY_FROM - step.entropy
     row_V.fill_(-float("inf"))
-    row_V[step.proposed_id] = _PROPOSED
-    row_V[step.token_id] = _CHOSEN
-    row_V[reserved.score] = step.score
-    row_V[reserved.entropy] = _ENTROPY_FROM - step.entropy
+    ids_M = torch.tensor(list(values), device=row_V.device)
+    row_V[ids_M] = torch.tensor(list(values.values()), dtype=row_V.dtype, device=row_V.device)
 
 
 def read_step(token_id: int, values: Mapping[int, float], reserved: ReservedIds) -> Step:
@@ -128,7 +198,7 @@ def read_step(token_id: int, values: Mapping[int, float], reserved: ReservedIds)
     Raises:
         EngineError: the values are not the plugin's.
     """
-    missing = {reserved.score, reserved.entropy, token_id} - values.keys()
+    missing = {reserved.score, reserved.entropy, reserved.hand_over, token_id} - values.keys()
     if missing or not _is_ours(token_id, values):
         raise EngineError(
             "the server answers without the Crossroads plugin; start it with "
@@ -136,15 +206,19 @@ def read_step(token_id: int, values: Mapping[int, float], reserved: ReservedIds)
             "--logprobs-mode processed_logits"
         )
     shift = _CHOSEN - values[token_id]  # 0 unless they are log-probabilities
-    values = {i: value + shift for i, value in values.items()} if shift else values
+    values = {i: value + shift for i, value in values.items() if value >= _LEAST - shift}
     handed_over = token_id == reserved.hand_over
-    proposed = [i for i, value in values.items() if abs(value - _PROPOSED) < _ROUNDED]
+    carriers = {token_id, reserved.hand_over, reserved.score, reserved.entropy}
+    told = {i: value for i, value in values.items() if i not in carriers}
+    proposed_id = max(told, key=lambda i: told[i]) if handed_over else token_id
+    raised = told[proposed_id] - _PROPOSED_FROM if handed_over else values[reserved.hand_over]
     return Step(
         token_id=token_id,
-        proposed_id=proposed[0] if handed_over else token_id,
+        proposed_id=proposed_id,
         score=values[reserved.score],
         entropy=_ENTROPY_FROM - values[reserved.entropy],
         handed_over=handed_over,
+        logprobs={**told, proposed_id: raised},
     )
 
 

@@ -7,32 +7,76 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from crossroads.decoding.revision import logprob
+from crossroads.errors import RequestError
 from crossroads.models.base import StepOutput, Want, summarise
 from crossroads.models.remote_wire import Order, Step, fill
 from crossroads.routing.features import TOP_K, FeatureInputs, compute
-from crossroads.routing.policy import sends_to_large
+from crossroads.routing.policy import Policy, policy_by_name
+from crossroads.routing.policy import decide as decide_by
 from crossroads.routing.routers.base import Router
 from crossroads.sampling import penalise, row_generator, sample
+
+_STATES = "crossroads_states"
 
 
 @dataclass(slots=True)
 class OrderedRow:
-    """A row that brought an order: its tokens, of which `output` were written since it came."""
+    """A row that brought an order: its tokens, of which `output` were written since it came.
+
+    states: what its policy remembered before each of the tokens in `output`, and now.
+    """
 
     order: Order
+    policy: Policy
     prompt: Sequence[int]
     output: Sequence[int]
+    states: list[Any]
+
+
+def read_order(args: dict[str, Any] | None) -> Order | None:
+    """Return the order in a request's arguments; None if it has none.
+
+    Raises:
+        ValueError: there is one and it makes no sense.
+    """
+    order = Order.from_xargs(args)
+    if order is not None:
+        try:
+            policy_by_name(order.policy).decide(order.state, 0.5, 0.5)
+        except (RequestError, TypeError, ValueError) as error:
+            raise ValueError(f"no policy of this version, or not its state: {error}") from error
+    return order
+
+
+def ordered_row(
+    args: dict[str, Any] | None, prompt: Sequence[int], output: Sequence[int]
+) -> OrderedRow | None:
+    """Return the row of a request with these arguments; None if it brought no order.
+
+    Effects: its policy's states are kept in `args`, because these live as long as the request.
+    vLLM takes rows out of its batch and adds them again whenever its scheduler likes.
+    """
+    order = read_order(args)
+    if args is None or order is None:
+        return None
+    states = args.setdefault(_STATES, [order.state])
+    return OrderedRow(order, policy_by_name(order.policy), prompt, output, states)
 
 
 def decide(
     rows: Sequence[OrderedRow], logits_RV: Tensor, hidden_RH: Tensor | None, router: Router
 ) -> list[Step]:
-    """Return what becomes of each row's next token."""
+    """Return what becomes of each row's next token.
+
+    Effects: each row's policy remembers the score.
+    """
     want = Want(top_k=min(TOP_K, logits_RV.shape[1]), hidden=hidden_RH is not None, logits=True)
     step = summarise(logits_RV, [1] * len(rows), want, hidden_RH)
     proposed = [_propose(row, step, place) for place, row in enumerate(rows)]
@@ -44,11 +88,30 @@ def decide(
     scores = router.score(compute(router.inputs, inputs)).tolist()
     entropies = step.entropy_N.tolist()
     steps = []
-    for row, token_id, score, entropy in zip(rows, proposed, scores, entropies, strict=True):
-        handed_over = bool(sends_to_large(score, row.order.threshold))
+    for place, (row, token_id) in enumerate(zip(rows, proposed, strict=True)):
+        handed_over = _hands_over(row, scores[place])
         written = row.order.reserved.hand_over if handed_over else token_id
-        steps.append(Step(written, token_id, score, entropy, handed_over))
+        told = _logprobs(row, step, place, token_id)
+        steps.append(Step(written, token_id, scores[place], entropies[place], handed_over, told))
     return steps
+
+
+def _hands_over(row: OrderedRow, score: float) -> bool:
+    states = row.states
+    # A step may be computed and dropped (a prompt that is read in parts), and then come again.
+    del states[len(row.output) + 1 :]
+    decision = decide_by(row.policy, states[-1], score, row.order.threshold)
+    states.append(decision.state)
+    return decision.to_large
+
+
+def _logprobs(row: OrderedRow, step: StepOutput, place: int, proposed_id: int) -> dict[int, float]:
+    """Return the log-probabilities that a row's order asks for at its next token."""
+    order, written = row.order, len(row.prompt) + len(row.output) - row.order.prompt_length
+    likeliest = step.top_ids_NK[place, : order.tops].tolist()
+    ids = [proposed_id, *likeliest, *order.judged[written : written + 1]]
+    reserved = astuple(order.reserved)
+    return {i: logprob(step, place, i) for i in ids if i not in reserved}
 
 
 def say(rows: Sequence[OrderedRow], steps: Sequence[Step], logits: Sequence[Tensor]) -> None:

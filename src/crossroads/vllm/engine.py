@@ -15,14 +15,16 @@ from dataclasses import dataclass
 from crossroads.decoding.engine import News, events_of
 from crossroads.decoding.mixed import MixedModels
 from crossroads.decoding.reading import Event
-from crossroads.decoding.request import Request, RowState, check_request
-from crossroads.errors import BusyError, ClosedError, CrossroadsError, EngineError, RequestError
-from crossroads.models import remote_drawing
-from crossroads.models.remote_client import VllmClient, WireToken
-from crossroads.models.remote_drawing import Options, ordered, plain
-from crossroads.models.remote_wire import NEVER, Order, ReservedIds, Step, read_step, reserve
-from crossroads.types import Cause, ModelInfo, OnLoss, Role, TokenRecord
-from crossroads.vllm.row import RemoteRow, check_served
+from crossroads.decoding.request import Request, check_request
+from crossroads.errors import BusyError, ClosedError, CrossroadsError, EngineError
+from crossroads.models.remote_client import VllmClient
+from crossroads.models.remote_wire import NEVER, ReservedIds, reserve
+from crossroads.types import ModelInfo, OnLoss, Role
+from crossroads.vllm.asking import Asking, check_served
+from crossroads.vllm.row import Answer, RemoteRow
+
+MOST_PLACES = 32
+"""Places of one lag that the large model is asked about at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +118,8 @@ class VllmEngine:
     ) -> _Submission:
         """Accept a request; see `decoding.engine.Engine.submit`."""
         check_request(request, self._infos(alone))
-        check_served(request)
-        own_numbers = not self._servers.large_has_plugin
-        if alone is None and own_numbers and request.sampling.needs_logits:
-            raise RequestError(
-                "the large model's server draws by its own random numbers and counts penalties its "
-                "own way; install the plugin there too, or send temperature 0 and no penalties"
-            )
+        if alone is None:
+            check_served(request, large_has_plugin=self._servers.large_has_plugin)
         if self._closed is not None:
             raise self._closed
         if self._max_waiting is not None and len(self._tasks) >= self._max_rows + self._max_waiting:
@@ -172,76 +169,77 @@ class VllmEngine:
     async def _mixed(self, row: RemoteRow, hear: Callable[[News], None]) -> None:
         """Take a row to its end."""
         while not row.finished:
-            handed_over = await self._small_writes(row, hear)
-            if handed_over is not None:
-                record = await self._large_writes(row, handed_over)
-                hear(self._event(row, record, alone=False))
+            await self._small_writes(row, hear)
+            if row.waits:
+                await self._large_answers(row)
+                _tell(row, hear)
 
-    async def _small_writes(self, row: RemoteRow, hear: Callable[[News], None]) -> Step | None:
-        """Let the small model write until it hands over; return the step that does, if one does."""
+    async def _small_writes(self, row: RemoteRow, hear: Callable[[News], None]) -> None:
+        """Let the small model write until the row ends or waits for the large one."""
         stretch = row.stretch()
-        order = row.order(Role.SMALL, stretch.threshold)
-        options = ordered(order, [self._reserved.hand_over, *self._eos_ids])
+        asking = Asking(
+            lambda: row.order(Role.SMALL, stretch.threshold),
+            row.request,
+            self._reserved,
+            plugin=True,
+            stop=(self._reserved.hand_over, *self._eos_ids),
+        )
         tokens = self._servers.small.write(
-            row.state.tokens, stretch.max_tokens, options, row.request.prompt_ids
+            row.state.tokens, stretch.max_tokens, asking.options, row.request.prompt_ids
         )
         before = len(row.state.records)
         async with aclosing(tokens):
             async for token in tokens:
-                step = read_step(token.token_id, token.values, self._reserved)
-                if step.handed_over:
-                    return step
-                hear(self._event(row, row.small_wrote(step), alone=False))
-                if row.finished:
-                    return None
+                row.consider(asking.step(token))
+                _tell(row, hear)
+                if row.finished or row.waits:
+                    return
         if len(row.state.records) == before:
             raise _silent(self._servers.small)
-        return None
 
-    async def _large_writes(self, row: RemoteRow, step: Step) -> TokenRecord:
-        """Let the large model write in the place of a proposal."""
-        order = row.order(Role.LARGE, NEVER)
-        try:
-            token = await self._one(self._servers.large, row.state, self._large_options(order))
-        except EngineError:
-            if self._servers.on_loss is OnLoss.FAIL:
-                raise
-            return row.small_wrote(step, Cause.UNAVAILABLE)
-        return row.large_wrote(token.token_id, step)
+    async def _large_answers(self, row: RemoteRow) -> None:
+        """Ask the large model for what the row waits for; nothing changes before it has answered.
 
-    def _large_options(self, order: Order) -> Options:
-        if self._servers.large_has_plugin:
-            return ordered(order, [])
-        return plain(order.sampling, [])
-
-    async def _one(self, client: VllmClient, state: RowState, options: Options) -> WireToken:
-        # A row that may go on without the large model is not to wait for it at each of its tokens.
-        insist = self._servers.on_loss is OnLoss.FAIL
-        tokens = client.write(state.tokens, 1, options, state.request.prompt_ids, insist=insist)
-        async with aclosing(tokens):
-            async for token in tokens:
-                return token
-        raise _silent(client)
+        Its places are asked together, so many at a time: most rows are refused early, if at all.
+        """
+        # What is promised to be the large model's cannot do without it; other rows that may are
+        # not to wait for it at each of their tokens.
+        insist = self._servers.on_loss is OnLoss.FAIL or row.request.lossless
+        client, plugin = self._servers.large, self._servers.large_has_plugin
+        asking = Asking(lambda: row.order(Role.LARGE, NEVER), row.request, self._reserved, plugin)
+        answers: list[Answer] = []
+        while len(answers) < len(row.places) and row.refused(answers) is None:
+            places = row.places[len(answers) : len(answers) + MOST_PLACES]
+            prompts = [row.state.tokens[:place] for place in places]
+            options = asking.options(0)
+            try:
+                tokens = await client.next(prompts, options, row.request.prompt_ids, insist=insist)
+            except EngineError:
+                if insist:
+                    raise
+                row.go_on()
+                return
+            answers += map(asking.answer, tokens)
+        row.settle(answers)
 
     async def _alone(self, row: RemoteRow, role: Role, hear: Callable[[News], None]) -> None:
         """Let one model write a row to its end."""
         client = self._servers.small if role is Role.SMALL else self._servers.large
-        order = row.order(role, NEVER)
-        if role is Role.SMALL or self._servers.large_has_plugin:
-            options = ordered(order, self._eos_ids)
-        else:
-            options = plain(order.sampling, self._eos_ids)
-        tokens = client.write(row.state.tokens, row.left, options, row.request.prompt_ids)
+        asking = Asking(
+            lambda: row.order(role, NEVER),
+            row.request,
+            self._reserved,
+            plugin=role is Role.SMALL or self._servers.large_has_plugin,
+            stop=tuple(self._eos_ids),
+        )
+        tokens = client.write(row.state.tokens, row.left, asking.options, row.request.prompt_ids)
         async with aclosing(tokens):
             async for token in tokens:
-                hear(self._event(row, row.wrote_alone(token.token_id, role), alone=True))
+                row.wrote_alone(asking.answer(token), role)
+                _tell(row, hear, alone=True)
                 if row.finished:
                     return
         raise _silent(client)  # it ended, and the answer has not
-
-    def _event(self, row: RemoteRow, record: TokenRecord, *, alone: bool) -> Event:
-        trace = row.trace(alone=alone) if row.finished else None
-        return Event(0, record, trace)
 
     async def drain(self, seconds: float) -> int:
         """Take no more requests, let those that are here end for so long, then close.
@@ -269,15 +267,13 @@ class VllmEngine:
         await self._servers.large.close()
 
 
+def _tell(row: RemoteRow, hear: Callable[[News], None], *, alone: bool = False) -> None:
+    """Tell what has become certain of a row; its last token comes with the trace."""
+    news = row.news()
+    for record in news:
+        last = row.finished and record is news[-1]
+        hear(Event(0, record, row.trace(alone=alone) if last else None))
+
+
 def _silent(client: VllmClient) -> EngineError:
     return EngineError(f"the server of {client.model} ended an answer before its end")
-
-
-async def has_plugin(client: VllmClient, models: MixedModels) -> bool:
-    """Return whether a model's servers draw by our orders; see `remote_drawing.has_plugin`.
-
-    Raises:
-        EngineError: one does not answer.
-    """
-    reserved = reserve(models.tokenizer, models.small.info.vocab_size)
-    return await remote_drawing.has_plugin(client, reserved)

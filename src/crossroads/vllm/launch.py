@@ -15,11 +15,16 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
+from crossroads.decoding.request import MOST_LOGPROBS
 from crossroads.errors import ConfigError, EngineError
+from crossroads.models.remote_wire import ALWAYS
 from crossroads.vllm.plugin import ROUTER
 
 MODULE = "vllm.entrypoints.openai.api_server"
 """The server of every build; the `vllm` command of the CPU package does not start."""
+
+MOST_REPORTED = ALWAYS + MOST_LOGPROBS + 1
+"""What --max-logprobs has to allow: the plugin's own numbers, alternatives, and a judged token."""
 
 _LOOK_AGAIN = 0.5
 _TAIL = 12  # lines of a log that say why a server did not start
@@ -63,6 +68,7 @@ class ServerPlan:
             "--max-num-seqs", str(self.rows),
             # What the plugin tells travels where vLLM reports processed logits.
             "--logprobs-mode", "processed_logits",
+            "--max-logprobs", str(MOST_REPORTED),
             # Penalties have to see every token, not placeholders for those on their way.
             "--no-async-scheduling",
             *own,

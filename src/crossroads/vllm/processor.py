@@ -21,13 +21,12 @@ from vllm.config import VllmConfig
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
 from crossroads.errors import RouterError
-from crossroads.models.remote_wire import Order
 from crossroads.routing.checkpoint import load_router, router_by_name
 from crossroads.routing.features import needs_embedding, needs_hidden, needs_history
 from crossroads.routing.routers.base import Router
 from crossroads.routing.routers.heuristics import HEURISTICS
 from crossroads.vllm.architectures import hidden_of
-from crossroads.vllm.deciding import OrderedRow, decide, say
+from crossroads.vllm.deciding import OrderedRow, decide, ordered_row, read_order, say
 from crossroads.vllm.plugin import ROUTER
 
 
@@ -37,7 +36,7 @@ class RouterProcessor(LogitsProcessor):
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
         """Refuse an order that makes no sense; the server answers 400."""
-        Order.from_xargs(sampling_params.extra_args)
+        read_order(sampling_params.extra_args)
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         """Load the router, if there is to be one.
@@ -47,6 +46,7 @@ class RouterProcessor(LogitsProcessor):
         """
         del device, is_pin_memory
         self._rows: dict[int, OrderedRow] = {}
+        self._vocab_size: int = vllm_config.model_config.get_vocab_size()
         name = os.environ.get(ROUTER)
         self._router = None if not name else _load(name, vllm_config)
 
@@ -62,9 +62,10 @@ class RouterProcessor(LogitsProcessor):
             self._rows.pop(index, None)
         for index, params, prompt, output in batch_update.added:
             self._rows.pop(index, None)
-            order = Order.from_xargs(params.extra_args)
-            if order is not None:
-                self._rows[index] = OrderedRow(order, prompt or (), output)
+            row = ordered_row(params.extra_args, prompt or (), output)
+            # Left alone, the row answers without our numbers, and whoever asked sees that.
+            if row is not None and row.order.largest_id < self._vocab_size:
+                self._rows[index] = row
         for first, second, kind in batch_update.moved:
             moved, other = self._rows.pop(first, None), self._rows.pop(second, None)
             if moved is not None:
