@@ -57,8 +57,7 @@ def find_out(
     try:
         return thread.wait(_of_all(client, tokenizer, eos_ids))
     finally:
-        thread.wait(client.close())
-        thread.close()
+        thread.close(client.close)
 
 
 async def _of_all(client: VllmClient, tokenizer: Tokenizer, eos_ids: Sequence[int]) -> Found:

@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import math
-import threading
 from collections import deque
-from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from crossroads.errors import EngineError, RequestError
 from crossroads.models.base import KVCache, StepOutput, Want, check_extend, check_length
+from crossroads.models.event_loop import EventLoopThread
 from crossroads.models.remote_client import Patience, VllmClient
 from crossroads.models.remote_drawing import has_plugin, ordered, plain
 from crossroads.models.remote_wire import NEVER, Order, ReservedIds, read_step
@@ -29,8 +28,6 @@ from crossroads.models.remote_writing import Drawing, RemoteWriting
 from crossroads.models.served import Answer, Passage, Reading
 from crossroads.models.token_cache import TokenCache
 from crossroads.types import ModelInfo
-
-Result = TypeVar("Result")
 
 ENGINE = "remote"
 MOST_TOP = 20
@@ -66,11 +63,9 @@ class RemoteLM:
         self._reserved = reserved
         self._has_plugin: bool | None = False if reserved is None else None
         self._client = VllmClient(urls, patience=patience)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="remote", daemon=True)
-        self._thread.start()
+        self._thread = EventLoopThread("remote")
         try:
-            found = self._wait(self._client.connect())
+            found = self._thread.wait(self._client.connect())
         except BaseException:
             self.close()
             raise
@@ -120,7 +115,7 @@ class RemoteLM:
         rows = [[*cache.tokens, *map(int, new)] for cache, new in zip(own, new_tokens, strict=True)]
         prompts = [cache.prompt or tuple(row) for cache, row in zip(own, rows, strict=True)]
         try:
-            found = self._wait(self._read(rows, counts, want, prompts))
+            found = self._thread.wait(self._read(rows, counts, want, prompts))
         except RequestError as error:  # the server's, of one row; ours were refused above
             raise EngineError(str(error)) from error
         output = step_output([values for row in found for values in row], counts, want.top_k)
@@ -154,12 +149,12 @@ class RemoteLM:
         """
         if self._has_plugin is None:
             assert self._reserved is not None
-            self._has_plugin = self._wait(has_plugin(self._client, self._reserved))
+            self._has_plugin = self._thread.wait(has_plugin(self._client, self._reserved))
         return self._has_plugin
 
     def writing(self) -> RemoteWriting:
         """Return room for passages, a streamed request each."""
-        return RemoteWriting(self._client, self._submit, self._drawing)
+        return RemoteWriting(self._client, self._thread.submit, self._drawing)
 
     def _drawing(self, passage: Passage) -> Drawing:
         params, stop = passage.sampling, sorted(set(passage.stop_ids))
@@ -186,7 +181,7 @@ class RemoteLM:
         asked: deque[Future[Reading]] = deque()
         try:
             for answer in answers:
-                asked.append(self._submit(self._read_answer(answer, top_k)))
+                asked.append(self._thread.submit(self._read_answer(answer, top_k)))
                 if len(asked) > ahead:
                     yield asked[0].result()
                     asked.popleft()
@@ -219,29 +214,7 @@ class RemoteLM:
 
     def close(self) -> None:
         """End what runs and close the connections. Twice is harmless."""
-        if self._thread.is_alive():
-            self._wait(self._end())
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
-
-    async def _end(self) -> None:
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-        await self._client.close()
-
-    def _submit(self, work: Coroutine[Any, Any, Result]) -> Future[Result]:
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
-
-    def _wait(self, work: Coroutine[Any, Any, Result]) -> Result:
-        future = self._submit(work)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()  # Ctrl-C leaves no open request behind
-            raise
+        self._thread.close(self._client.close)
 
 
 def step_output(

@@ -170,6 +170,4 @@ class RemoteStatesLM:
 
     def close(self) -> None:
         """Close the connections. Twice is harmless."""
-        if self._thread.running:
-            self._thread.wait(self._client.close())
-            self._thread.close()
+        self._thread.close(self._client.close)

@@ -110,9 +110,8 @@ class Order:
                 raise ValueError(f"{name} must be whole numbers from 0 on, got {numbers}")
         if len(set(astuple(self.reserved))) < len(fields(ReservedIds)):
             raise ValueError(f"reserved must be different ids, got {self.reserved}")
-        if not all(
-            type(number) in (int, float) for number in (self.threshold, *(self.state or ()))
-        ):
+        numbers = (self.threshold, *(self.state or ()))  # a state may hold true and false
+        if not all(isinstance(number, int | float) for number in numbers):
             raise ValueError(
                 f"threshold and state must be numbers, got {self.threshold!r}, {self.state}"
             )
