@@ -108,7 +108,7 @@ def test_streams_that_break_lose_and_double_nothing(temperature: float) -> None:
 
 def test_a_dead_replica_is_passed_over_and_prompts_keep_their_server() -> None:
     requests = [
-        dataclasses.replace(r, threshold=0.0) for r in random_requests(6, 2, vocab=VOCAB - SPARE)
+        dataclasses.replace(r, threshold=0.0) for r in random_requests(16, 2, vocab=VOCAB - SPARE)
     ]
     with line(replicas=2) as found:
         found.run(requests)
