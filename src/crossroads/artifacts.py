@@ -149,7 +149,7 @@ class ResumableLog:
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add one record; it survives a kill once this returns."""
-        line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+        line = _line(record)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
@@ -158,6 +158,16 @@ class ResumableLog:
                 os.fsync(file.fileno())
         except OSError as error:
             raise ConfigError(f"cannot write {self.path}: {error.strerror or error}") from error
+
+
+def write_log(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write `records` as the whole of a log, atomically; the lines are those of `append`."""
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.writelines(_line(record) for record in records)
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _end_of_last_line(file: BinaryIO, size: int) -> int:

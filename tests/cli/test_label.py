@@ -145,6 +145,8 @@ def test_duplicates_are_told_and_sources_may_not_share_ids(
         (["--problems", "PROBLEMS", "--judge", "embedding:bound=7"], "bound"),
         (["--problems", "MISSING"], "no problems at"),
         (["--problems", "EMPTY"], "`prompt` is empty"),
+        (["--problems", "PROBLEMS", "--ray", "auto"], "--ray is about workers and there are none"),
+        (["--problems", "PROBLEMS", "--worker-gpus", "1"], "give --workers N"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_sentence(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +16,10 @@ from crossroads.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from crossroads.labelling.judges.base import Judge, JudgeContext
+    from crossroads.cli.console import RichProgress
+    from crossroads.labelling.ray_workers import RayWorkers
     from crossroads.labelling.run import LabelConfig
-    from crossroads.models.pairs import Pair
+    from crossroads.labelling.sharded import LabelOrder
     from crossroads.types import Problem
 
 STAGES = ("respond", "compare", "continue", "judge", "build")
@@ -89,6 +89,24 @@ STAGES = ("respond", "compare", "continue", "judge", "build")
 @click.option("--allow-contaminated", is_flag=True, help="Do not look for evaluation questions.")
 @click.option("--retry-failed", is_flag=True, help="Ask judges again where they failed.")
 @click.option("--rebuild", is_flag=True, help="Replace the labels by those of other judges.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    help="Share the problems among this many workers of Ray, each with its own pair "
+    "[default: this process alone].",
+)
+@click.option(
+    "--worker-gpus",
+    type=click.FloatRange(0),
+    help="GPUs of each worker; 0.5: two workers on one [default: 0].",
+)
+@click.option(
+    "--ray",
+    "ray_address",
+    metavar="ADDRESS",
+    help="Ray cluster that has the workers, `auto` for the one of this machine [default: Ray is "
+    "started here, and ended with the run].",
+)
 def label(
     out: Path,
     problems: tuple[Path, ...],
@@ -102,6 +120,9 @@ def label(
     against: tuple[str, ...],
     drop_contaminated: bool,
     allow_contaminated: bool,
+    workers: int | None,
+    worker_gpus: float | None,
+    ray_address: str | None,
     **settings: Any,
 ) -> None:
     """Label problems into the dataset folder OUT; run again after a stop to go on.
@@ -111,63 +132,61 @@ def label(
     """
     from crossroads.artifacts import ensure_writable
     from crossroads.cli.console import RichProgress, console, stderr
-    from crossroads.labelling.judges import parse_judge
     from crossroads.labelling.judges.base import JudgeContext
-    from crossroads.labelling.run import label as label_problems
+    from crossroads.labelling.judges.chosen import ChosenJudges
+    from crossroads.labelling.sharded import LabelOrder
     from crossroads.models.weights import cache_root
 
-    context = JudgeContext(None, rows + 1, cache_root() / "judgements")
-    named = _Judges([parse_judge(text) for text in judges], context)
+    ray = _workers(workers, worker_gpus, ray_address)
+    cache = cache_root() / "judgements"
+    ChosenJudges(judges, JudgeContext(None, rows + 1, cache))  # a mistake is told at once
     policy = None if allow_contaminated else _Policy(against, drop_contaminated, seed)
     screened = _screen(_problems(problems, task, count, seed), policy, stderr())
-    config = _config(settings, screened, seed, rows)
+    order = LabelOrder(
+        folder=out,
+        problems=tuple(screened.problems),
+        pair=models,
+        judges=judges,
+        stages=stages or STAGES,
+        config=_config(settings, screened, seed, rows),
+        cache=cache,
+    )
     ensure_writable(out)
-    with (
-        models.load(max_rows=rows + 1) as pair,
-        named.with_pair(pair) as chosen,
-        RichProgress() as progress,
-    ):
-        label_problems(
-            pair, screened.problems, chosen, out, progress, config, stages=stages or STAGES
-        )
-    if not stages or "build" in stages:
+    with RichProgress() as progress:
+        _carry_out(order, models, ray, progress)
+    if "build" in order.stages:
         _report(out, console())
 
 
-@dataclass
-class _Judges:
-    """The judges that were asked for. Those that need no model are built, and checked, at once."""
+def _workers(count: int | None, gpus: float | None, address: str | None) -> RayWorkers | None:
+    """Return the workers that the options mean; None: this process alone."""
+    if count is not None:
+        from crossroads.labelling.ray_workers import RayWorkers
 
-    named: Sequence[tuple[str, dict[str, Any]]]
-    context: JudgeContext
+        return RayWorkers(count, gpus=gpus or 0.0, address=address)
+    if gpus is not None or address is not None:
+        option = "--ray" if gpus is None else "--worker-gpus"
+        raise ConfigError(f"{option} is about workers and there are none; give --workers N")
+    return None
 
-    def __post_init__(self) -> None:
-        from crossroads.labelling.judges import NEED_PAIR
 
-        self._early = {
-            number: self._build(number, self.context)
-            for number, (name, _) in enumerate(self.named)
-            if name not in NEED_PAIR
-        }
+def _carry_out(
+    order: LabelOrder, models: PairOptions, ray: RayWorkers | None, progress: RichProgress
+) -> None:
+    """Label here or by workers; either goes on with what the other has done."""
+    from crossroads.artifacts import exclusive
+    from crossroads.labelling.sharded import label_in_shards, work
+    from crossroads.labelling.shards import gather
 
-    def _build(self, number: int, context: JudgeContext) -> Judge:
-        from crossroads.labelling.judges import judge_by_name
-
-        name, values = self.named[number]
-        return judge_by_name(name, context, **values)
-
-    @contextmanager
-    def with_pair(self, pair: Pair) -> Iterator[list[Judge]]:
-        """Yield all of them, and close those that hold a model of their own."""
-        context = replace(self.context, pair=pair)
-        with ExitStack() as stack:
-            judges = []
-            for number in range(len(self.named)):
-                judge = self._early.get(number) or self._build(number, context)
-                if close := getattr(judge, "close", None):
-                    stack.callback(close)
-                judges.append(judge)
-            yield judges
+    if ray is None:
+        with exclusive(order.folder):
+            gather(order.folder, order.problems)
+        work(order, progress)
+        return
+    with ray:
+        # Every worker with a thread for each core would be slower than one.
+        pair = replace(models, threads=models.threads or ray.cpus)
+        label_in_shards(replace(order, pair=pair), ray.count, ray.run, progress)
 
 
 def _problems(paths: Sequence[Path], tasks: Sequence[str], count: int, seed: int) -> list[Problem]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from crossroads.types import FinishReason, Problem
+
+_KEY = re.compile(r"(.*)#(\d+)(?:@(\d+)(?:/(\d+))?)?", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,3 +112,18 @@ def response_key(problem_id: str, sample: int) -> str:
 def case_id(key: str, position: int) -> str:
     """Return the name of a mismatch."""
     return f"{key}@{position}"
+
+
+def problem_of(key: str) -> tuple[str, tuple[int, ...]]:
+    """Return whose a record is, and its place among the problem's: sample, position, number.
+
+    `key` is a response's, a mismatch's or a continuation's.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    match = _KEY.fullmatch(key)
+    if match is None:
+        raise ValueError(f"{key!r} names no response, mismatch or continuation")
+    problem_id, *numbers = match.groups()
+    return problem_id, tuple(int(number) for number in numbers if number is not None)

@@ -122,7 +122,7 @@ def respond(
     ensure_writable(folder)
     pinned = {
         "large": large.info.fingerprint,
-        "problems": canonical_hash([asdict(problem) for problem in problems]),
+        "problems": problems_hash(problems),
         **asdict(config),
         **drawn_by(large, SamplingParams(temperature=config.temperature)),
     }
@@ -153,6 +153,11 @@ def respond(
         shown.answer(len(trace.records))
     progress.finish()
     return responses
+
+
+def problems_hash(problems: Sequence[Problem]) -> str:
+    """Return what a run folder is pinned to: these problems in this order."""
+    return canonical_hash([asdict(problem) for problem in problems])
 
 
 def open_responses(

@@ -71,7 +71,7 @@ def label(
         ConfigError: the folder holds a run of other problems, models, judges or settings.
         EngineError: a judge cannot go on; run it again later.
     """
-    _check_problems(problems)
+    check_problems(problems)
     _check_stages(stages, judges)
     _check_large(pair.large.info, stages, config or LabelConfig())
     with exclusive(folder):
@@ -82,7 +82,12 @@ def label(
     return folder
 
 
-def _check_problems(problems: Sequence[Problem]) -> None:
+def check_problems(problems: Sequence[Problem]) -> None:
+    """Refuse problems that cannot make a run.
+
+    Raises:
+        DataError: there are none, or two have one id.
+    """
     if not problems:
         raise DataError("there is no problem to label")
     twice = [problem_id for problem_id, n in Counter(p.id for p in problems).items() if n > 1]
