@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import dataclasses
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -53,6 +54,10 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--cores", nargs=2, metavar=("SMALL", "LARGE"),
+        help="cores of each server on a CPU, as in VLLM_CPU_OMP_THREADS_BIND",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     pair = describe_pair(
@@ -67,8 +72,12 @@ def main() -> None:
                 ("small", options.small, "random"), ("large", options.large, "never")
             )
         ]  # fmt: skip
-        running = {plan.name: RunningServer(plan, free_port()) for plan in plans}
+        running: dict[str, RunningServer] = {}
         try:
+            for plan, cores in zip(plans, options.cores or (None, None), strict=True):
+                if cores is not None:
+                    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = cores
+                running[plan.name] = RunningServer(plan, free_port())
             wait_until_ready(running, 1800, print)
             found = asyncio.run(_measure(pair, running, options))
         finally:
