@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from crossroads.errors import ConfigError, CrossroadsError, EngineError
-from crossroads.labelling.shard_progress import Board, Report, ReportingProgress
+from crossroads.labelling.shard_progress import Board, ReportingProgress, Reports
 from crossroads.labelling.sharded import LabelOrder, work
 from crossroads.types import Progress
 
@@ -125,7 +125,7 @@ class RayWorkers:
         """
         ray = self._ray
         place = _Place(os.getcwd(), tuple(sys.argv))  # noqa: PTH109  text, as it will be used
-        reporter = ray.remote(num_cpus=0)(_Reporter).remote()
+        reporter = ray.remote(num_cpus=0)(Reports).remote()
         # A worker that died would die again, and its memory is free only when its process ends.
         remote = ray.remote(
             num_cpus=self._share.cpus, num_gpus=self._share.gpus, max_retries=0, max_calls=1
@@ -228,19 +228,6 @@ def _get(ray: Any, reference: Any) -> Any:
             f"a worker could not begin ({str(error).strip().splitlines()[-1]}); install the same "
             "packages on every machine of the cluster"
         ) from error
-
-
-class _Reporter:
-    """Keeps the newest report of each worker, in a process of its own."""
-
-    def __init__(self) -> None:
-        self._reports: dict[int, Report] = {}
-
-    def tell(self, worker: int, report: Report) -> None:
-        self._reports[worker] = report
-
-    def read(self) -> dict[int, Report]:
-        return self._reports
 
 
 def _work(

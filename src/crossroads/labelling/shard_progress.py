@@ -65,6 +65,22 @@ class ReportingProgress:
         self._send(tuple(self._stages))
 
 
+class Reports:
+    """The newest report of each worker; they tell it, the driver reads it."""
+
+    def __init__(self) -> None:
+        """Begin without any."""
+        self._newest: dict[int, Report] = {}
+
+    def tell(self, worker: int, report: Report) -> None:
+        """Replace a worker's report."""
+        self._newest[worker] = report
+
+    def read(self) -> dict[int, Report]:
+        """Return all of them, by worker."""
+        return self._newest
+
+
 class Board:
     """Shows the reports of all workers on one `Progress`.
 
