@@ -18,7 +18,7 @@ from crossroads.evaluation.summary import summarise
 from crossroads.models.base import Want
 from crossroads.models.pairs import Pair
 from crossroads.routing.features import TOP_K, FeatureInputs, compute
-from crossroads.types import Split, Usage
+from crossroads.types import Role, Split, Usage
 
 pytestmark = [pytest.mark.pair, pytest.mark.slow]
 
@@ -65,7 +65,13 @@ def test_numbers_are_the_counts_of_the_traces(run_folder: Path) -> None:
     assert set(by_name) == {"small", "large", "router", "entropy~router", "random~router"}
     assert by_name["small"] == 0
     assert by_name["large"] == 1
-    assert 0 < by_name["router"] < 1
+    # How much a router of ten problems sends is chance, and differs between kinds of CPU.
+    for answer in folder.answers("quickstart", "router"):
+        threshold = answer.trace.threshold
+        assert threshold is not None
+        for record in answer.trace.records:
+            assert record.score is not None
+            assert (record.writer is Role.LARGE) == (record.score >= threshold)
 
 
 def test_answered_problems_were_not_labelled(run_folder: Path) -> None:
