@@ -29,6 +29,9 @@ from crossroads.serving.server import listen
 from crossroads.vllm.deciding import decide, ordered_row, say
 from crossroads.vllm.launch import MOST_REPORTED
 
+LINE_ENDS = "\x85\u2028\u2029"
+"""Ends of lines to Python, and not to an event stream; a model may write them."""
+
 
 @dataclass
 class FakeServer:
@@ -186,12 +189,13 @@ class FakeServer:
 
     def _event(self, token_id: int, values: dict[int, float]) -> bytes:
         choices = [self._choice(token_id, values)]
-        return b"data: " + json.dumps({"choices": choices}).encode() + b"\n\n"
+        text = json.dumps({"choices": choices}, ensure_ascii=False)  # as vLLM writes it
+        return b"data: " + text.encode() + b"\n\n"
 
     def _choice(self, token_id: int, values: dict[int, float]) -> dict[str, Any]:
         named = {f"token_id:{i}": value for i, value in values.items()}
         logprobs = {"tokens": [f"token_id:{token_id}"], "top_logprobs": [named]}
-        return {"index": 0, "text": "", "token_ids": [token_id], "logprobs": logprobs}
+        return {"index": 0, "text": LINE_ENDS, "token_ids": [token_id], "logprobs": logprobs}
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -417,10 +417,10 @@ class VllmClient:
                 text = (await reply.aread()).decode(errors="replace")
                 raise self._refused(server, reply.status_code, text)
             done = False
-            async for line in reply.aiter_lines():
-                if line == "data: [DONE]":
+            async for line in _lines(reply.aiter_bytes()):
+                if line == b"data: [DONE]":
                     done = True
-                elif line.startswith("data: "):
+                elif line.startswith(b"data: "):
                     for token in _tokens(json.loads(line[6:])):
                         yield token
             if not done:
@@ -451,6 +451,20 @@ class VllmClient:
         if self._http is not None:
             http, self._http = self._http, None
             await http.aclose()
+
+
+async def _lines(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+    """Yield the lines of an event stream, which end with a newline alone.
+
+    A text may hold other characters that Python, and `aiter_lines`, take for the end of a line:
+    U+0085, U+2028 and more; JSON does not escape them.
+    """
+    rest = b""
+    async for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            yield line.rstrip(b"\r")
+    yield rest
 
 
 _REFUSALS = (400, 404, 405, 422)
