@@ -23,17 +23,17 @@ from crossroads.models.base import (
     Tokenizer,
     Want,
     check_extend,
-    check_length,
 )
 from crossroads.models.completions_probe import Found, within
 from crossroads.models.completions_wire import Dialect, TokenFinder
 from crossroads.models.event_loop import EventLoopThread
-from crossroads.models.remote import ENGINE, RemoteCache, step_output
+from crossroads.models.remote import ENGINE, step_output
 from crossroads.models.remote_client import Patience, VllmClient
+from crossroads.models.token_cache import TokenModel
 from crossroads.types import ModelInfo
 
 
-class CompletionsLM:
+class CompletionsLM(TokenModel):
     """A CausalLM that tells its best token. All rows of one `extend` are asked at once."""
 
     def __init__(
@@ -46,7 +46,6 @@ class CompletionsLM:
     ) -> None:
         """Make the model of servers that were found able (`completions_probe.find_out`)."""
         assert found.dialect is not None
-        self.alive = 0
         self._dialect: Dialect = found.dialect
         self._finder = TokenFinder(tokenizer.pieces(), info.eos_ids)
         self._client = VllmClient(urls, model=found.info.model, patience=patience)
@@ -58,25 +57,6 @@ class CompletionsLM:
             most_top=found.most_top,
             looks_back=False,
         )
-
-    @property
-    def info(self) -> ModelInfo:
-        """What the model is."""
-        return self._info
-
-    def new_cache(self) -> RemoteCache:
-        """Return an empty cache."""
-        if self.alive >= self._info.max_rows:
-            raise EngineError(f"all {self._info.max_rows} rows of {self._info.name} are in use")
-        return RemoteCache(self)
-
-    def fork(self, cache: KVCache, length: int) -> RemoteCache:
-        """Return a new cache with the first `length` tokens of `cache`."""
-        source = self._own(cache)
-        check_length(source, length)
-        copy = self.new_cache()
-        copy.tokens, copy.prompt = source.tokens[:length], source.prompt
-        return copy
 
     def extend(
         self,
@@ -143,11 +123,6 @@ class CompletionsLM:
         if top and told.values and len(told.values) >= top:
             return told.values
         return {token_id: math.nan}
-
-    def _own(self, cache: KVCache) -> RemoteCache:
-        if not isinstance(cache, RemoteCache) or cache.owner is not self:
-            raise ValueError(f"a cache that was released, or is not {self._info.name}'s")
-        return cache
 
     def embed(self, token_ids: Sequence[int]) -> Tensor:
         """Refuse: a server does not tell them."""

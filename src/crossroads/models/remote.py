@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 
 from crossroads.errors import EngineError, RequestError
-from crossroads.models.base import KVCache, StepOutput, Want, check_extend, check_length
+from crossroads.models.base import KVCache, StepOutput, Want, check_extend
 from crossroads.models.event_loop import EventLoopThread
 from crossroads.models.remote_client import Patience, VllmClient
 from crossroads.models.remote_drawing import has_plugin, ordered, plain
 from crossroads.models.remote_wire import NEVER, Order, ReservedIds, read_step
 from crossroads.models.remote_writing import Drawing, RemoteWriting
 from crossroads.models.served import Answer, Passage, Reading
-from crossroads.models.token_cache import TokenCache
+from crossroads.models.token_cache import TokenModel
 from crossroads.types import ModelInfo
 
 ENGINE = "remote"
@@ -34,13 +34,7 @@ MOST_TOP = 20
 """Likeliest tokens that a vLLM server tells unless it was started with other --max-logprobs."""
 
 
-class RemoteCache(TokenCache):
-    """The tokens of one row; `prompt`, what came first, chooses the row's server."""
-
-    prompt: tuple[int, ...] = ()
-
-
-class RemoteLM:
+class RemoteLM(TokenModel):
     """A CausalLM of which the weights are elsewhere. All rows of one `extend` are asked at once."""
 
     def __init__(
@@ -59,7 +53,6 @@ class RemoteLM:
         Raises:
             EngineError: a server does not answer. ConfigError: an address that is none.
         """
-        self.alive = 0
         self._reserved = reserved
         self._has_plugin: bool | None = False if reserved is None else None
         self._client = VllmClient(urls, patience=patience)
@@ -72,25 +65,6 @@ class RemoteLM:
         context = min(info.context_length, found.context_length or info.context_length)
         self._room = found.context_length or context
         self._info = replace(info, engine=ENGINE, context_length=context, most_top=MOST_TOP)
-
-    @property
-    def info(self) -> ModelInfo:
-        """What the model is."""
-        return self._info
-
-    def new_cache(self) -> RemoteCache:
-        """Return an empty cache."""
-        if self.alive >= self._info.max_rows:
-            raise EngineError(f"all {self._info.max_rows} rows of {self._info.name} are in use")
-        return RemoteCache(self)
-
-    def fork(self, cache: KVCache, length: int) -> RemoteCache:
-        """Return a new cache with the first `length` tokens of `cache`."""
-        source = self._own(cache)
-        check_length(source, length)
-        copy = self.new_cache()
-        copy.tokens, copy.prompt = source.tokens[:length], source.prompt
-        return copy
 
     def extend(
         self,
@@ -135,11 +109,6 @@ class RemoteLM:
             for row, count, prompt in zip(rows, counts, prompts, strict=True)
         )
         return await asyncio.gather(*asked)
-
-    def _own(self, cache: KVCache) -> RemoteCache:
-        if not isinstance(cache, RemoteCache) or cache.owner is not self:
-            raise ValueError(f"a cache that was released, or is not {self._info.name}'s")
-        return cache
 
     def draws_as_we_do(self) -> bool:
         """Return whether all servers have the plugin; asked once, see `served.ServedLM`.

@@ -26,14 +26,13 @@ from crossroads.models.base import (
     StepOutput,
     Want,
     check_extend,
-    check_length,
     concatenate,
     summarise,
 )
 from crossroads.models.event_loop import EventLoopThread
 from crossroads.models.hf_head import ModelEnds
 from crossroads.models.remote_client import Patience, VllmClient
-from crossroads.models.token_cache import TokenCache
+from crossroads.models.token_cache import TokenModel
 from crossroads.types import ModelInfo
 
 ENGINE = "vllm"
@@ -45,7 +44,7 @@ _PRE_NORM = 0.05
 rounding leaves it within 0.01."""
 
 
-class RemoteStatesLM:
+class RemoteStatesLM(TokenModel):
     """A CausalLM whose decoder is elsewhere. All rows of one `extend` are asked at once."""
 
     reads_at_once = True
@@ -64,7 +63,6 @@ class RemoteStatesLM:
             EngineError: a server does not answer, or tells something else. ConfigError: an address
             that is none.
         """
-        self.alive = 0
         self._ends = ends
         self._client = VllmClient(urls, patience=patience)
         self._thread = EventLoopThread("remote states")
@@ -77,25 +75,6 @@ class RemoteStatesLM:
         except BaseException:
             self.close()
             raise
-
-    @property
-    def info(self) -> ModelInfo:
-        """What the model is."""
-        return self._info
-
-    def new_cache(self) -> TokenCache:
-        """Return an empty cache."""
-        if self.alive >= self._info.max_rows:
-            raise EngineError(f"all {self._info.max_rows} rows of {self._info.name} are in use")
-        return TokenCache(self)
-
-    def fork(self, cache: KVCache, length: int) -> TokenCache:
-        """Return a new cache with the first `length` tokens of `cache`."""
-        source = self._own(cache)
-        check_length(source, length)
-        copy = self.new_cache()
-        copy.tokens = source.tokens[:length]
-        return copy
 
     def extend(
         self,
@@ -158,11 +137,6 @@ class RemoteStatesLM:
                 "this model (or it scales them); start it with --runner pooling --convert embed "
                 """--pooler-config '{"task": "token_embed"}', from the same weights"""
             )
-
-    def _own(self, cache: KVCache) -> TokenCache:
-        if not isinstance(cache, TokenCache) or cache.owner is not self:
-            raise ValueError(f"a cache that was released, or is not {self._info.name}'s")
-        return cache
 
     def embed(self, token_ids: Sequence[int]) -> Tensor:
         """Return the rows [N, E] of the input embedding, float32."""

@@ -1,10 +1,12 @@
-"""The cache of a model that remembers tokens and nothing else."""
+"""Models that remember of a row its tokens and nothing else, and their caches."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
-from crossroads.models.base import check_length
+from crossroads.errors import EngineError
+from crossroads.models.base import KVCache, check_length
+from crossroads.types import ModelInfo
 
 
 class Owner(Protocol):
@@ -14,7 +16,9 @@ class Owner(Protocol):
 
 
 class TokenCache:
-    """The tokens of one row."""
+    """The tokens of one row; `prompt`, what came first, chooses the row's server."""
+
+    prompt: tuple[int, ...] = ()
 
     def __init__(self, owner: Owner) -> None:
         """Take a slot of `owner`."""
@@ -37,3 +41,34 @@ class TokenCache:
         if self.owner is not None:
             self.owner.alive -= 1
             self.owner = None
+
+
+class TokenModel:
+    """What a CausalLM behind servers has besides its `extend`: rows that are lists of tokens."""
+
+    _info: ModelInfo
+    alive: int = 0
+
+    @property
+    def info(self) -> ModelInfo:
+        """What the model is."""
+        return self._info
+
+    def new_cache(self) -> TokenCache:
+        """Return an empty cache."""
+        if self.alive >= self._info.max_rows:
+            raise EngineError(f"all {self._info.max_rows} rows of {self._info.name} are in use")
+        return TokenCache(self)
+
+    def fork(self, cache: KVCache, length: int) -> TokenCache:
+        """Return a new cache with the first `length` tokens of `cache`."""
+        source = self._own(cache)
+        check_length(source, length)
+        copy = self.new_cache()
+        copy.tokens, copy.prompt = source.tokens[:length], source.prompt
+        return copy
+
+    def _own(self, cache: KVCache) -> TokenCache:
+        if not isinstance(cache, TokenCache) or cache.owner is not self:
+            raise ValueError(f"a cache that was released, or is not {self._info.name}'s")
+        return cache
