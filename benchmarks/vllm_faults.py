@@ -28,7 +28,8 @@ import numpy as np
 from crossroads.artifacts import write_json
 from crossroads.decoding.request import Request
 from crossroads.errors import CrossroadsError
-from crossroads.models.remote_client import Patience, VllmClient
+from crossroads.models.remote_client import VllmClient
+from crossroads.models.server_pool import Patience
 from crossroads.provenance import provenance
 from crossroads.types import Cause, OnLoss, Trace
 from crossroads.vllm.asking import has_plugin

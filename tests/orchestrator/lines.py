@@ -13,8 +13,9 @@ import pytest
 from crossroads.decoding.mixed import MixedModels
 from crossroads.decoding.request import Request
 from crossroads.models.pairs import Pair
-from crossroads.models.remote_client import Patience, VllmClient
+from crossroads.models.remote_client import VllmClient
 from crossroads.models.scripted import ScriptedLM, ScriptedTokenizer
+from crossroads.models.server_pool import Patience
 from crossroads.routing.routers.base import Router
 from crossroads.routing.routers.heuristics import entropy, never
 from crossroads.types import OnLoss, Role, Trace

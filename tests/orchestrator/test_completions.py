@@ -20,7 +20,7 @@ from crossroads.models.completions import CompletionsLM
 from crossroads.models.completions_probe import find_out
 from crossroads.models.completions_wire import Completions, LlamaCpp, TokenFinder, Told
 from crossroads.models.pairs import Pair
-from crossroads.models.remote_client import Patience
+from crossroads.models.server_pool import Patience
 from crossroads.routing.routers.heuristics import entropy
 from crossroads.types import Cause, OnLoss, Role, Trace
 from laws.pairs import alone, mixed, random_requests, scripted_pair

@@ -16,7 +16,7 @@ from crossroads.decoding.request import Request
 from crossroads.errors import EngineError, UnreachableError
 from crossroads.models.base import Want
 from crossroads.models.remote import RemoteLM
-from crossroads.models.remote_client import Patience
+from crossroads.models.server_pool import Patience
 from crossroads.routing.routers.heuristics import entropy
 from crossroads.types import Cause, FinishReason, OnLoss, Role, Trace
 from laws.pairs import VOCAB, alone, mixed, random_requests, scripted_pair

@@ -16,7 +16,7 @@ from crossroads.errors import EngineError, PairError, RequestError
 from crossroads.models.base import Want
 from crossroads.models.catalogue import find_model
 from crossroads.models.remote import RemoteLM
-from crossroads.models.remote_client import Patience
+from crossroads.models.server_pool import Patience
 from crossroads.routing.routers.heuristics import entropy
 from crossroads.types import Trace
 from laws.pairs import VOCAB, mixed, random_requests, scripted_pair

@@ -26,9 +26,9 @@ from crossroads.labelling.records import response_key
 from crossroads.labelling.respond import RespondConfig, Responses, respond
 from crossroads.models.pairs import Pair
 from crossroads.models.remote import RemoteLM
-from crossroads.models.remote_client import Patience
 from crossroads.models.remote_wire import Step, fill, read_step, reserve
 from crossroads.models.served import Answer
+from crossroads.models.server_pool import Patience
 from crossroads.routing.routers.heuristics import never
 from crossroads.sampling import SamplingParams
 from crossroads.types import Message, Problem, Role, SilentProgress, Trace

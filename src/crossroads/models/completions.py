@@ -28,7 +28,8 @@ from crossroads.models.completions_probe import Found, within
 from crossroads.models.completions_wire import Dialect, TokenFinder
 from crossroads.models.event_loop import EventLoopThread
 from crossroads.models.remote import ENGINE, step_output
-from crossroads.models.remote_client import Patience, VllmClient
+from crossroads.models.remote_client import VllmClient
+from crossroads.models.server_pool import Patience
 from crossroads.models.token_cache import TokenModel
 from crossroads.types import ModelInfo
 

@@ -16,7 +16,8 @@ from crossroads.errors import EngineError, RequestError, UnreachableError
 from crossroads.models.base import Tokenizer
 from crossroads.models.completions_wire import Completions, Dialect, LlamaCpp, TokenFinder, Told
 from crossroads.models.event_loop import EventLoopThread
-from crossroads.models.remote_client import Patience, ServerInfo, VllmClient
+from crossroads.models.remote_client import ServerInfo, VllmClient
+from crossroads.models.server_pool import Patience
 
 _LADDER = (20, 5, 1)
 """How many likeliest tokens a server is asked for, until it tells some; OpenAI allows 5."""

@@ -21,11 +21,12 @@ from torch import Tensor
 from crossroads.errors import EngineError, RequestError
 from crossroads.models.base import KVCache, StepOutput, Want, check_extend
 from crossroads.models.event_loop import EventLoopThread
-from crossroads.models.remote_client import Patience, VllmClient
+from crossroads.models.remote_client import VllmClient
 from crossroads.models.remote_drawing import has_plugin, ordered, plain
 from crossroads.models.remote_wire import NEVER, Order, ReservedIds, read_step
 from crossroads.models.remote_writing import Drawing, RemoteWriting
 from crossroads.models.served import Answer, Passage, Reading
+from crossroads.models.server_pool import Patience
 from crossroads.models.token_cache import TokenModel
 from crossroads.types import ModelInfo
 

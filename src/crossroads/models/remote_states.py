@@ -31,7 +31,8 @@ from crossroads.models.base import (
 )
 from crossroads.models.event_loop import EventLoopThread
 from crossroads.models.hf_head import ModelEnds
-from crossroads.models.remote_client import Patience, VllmClient
+from crossroads.models.remote_client import VllmClient
+from crossroads.models.server_pool import Patience
 from crossroads.models.token_cache import TokenModel
 from crossroads.types import ModelInfo
 

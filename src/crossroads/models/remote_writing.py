@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from crossroads.errors import CrossroadsError, EngineError
-from crossroads.models.remote_client import VllmClient, WireToken
+from crossroads.models.remote_client import VllmClient
 from crossroads.models.remote_drawing import Options
 from crossroads.models.served import Passage, Written
+from crossroads.models.vllm_replies import WireToken
 
 
 @dataclass(frozen=True, slots=True)

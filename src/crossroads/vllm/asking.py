@@ -12,9 +12,10 @@ from crossroads.decoding.request import Request
 from crossroads.errors import EngineError, RequestError
 from crossroads.models import remote_drawing
 from crossroads.models.remote import MOST_TOP
-from crossroads.models.remote_client import VllmClient, WireToken
+from crossroads.models.remote_client import VllmClient
 from crossroads.models.remote_drawing import ordered, plain
 from crossroads.models.remote_wire import Order, ReservedIds, Step, read_step, reserve
+from crossroads.models.vllm_replies import WireToken
 from crossroads.routing.policy import policy_text
 from crossroads.vllm.row import Answer
 
