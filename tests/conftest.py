@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 from crossroads.dataset import LabelledDataset
@@ -22,6 +24,32 @@ from laws.pairs import scripted_pair
 # A busy machine makes a slow example, not a wrong one.
 settings.register_profile("crossroads", deadline=None)
 settings.load_profile("crossroads")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each worker of a parallel run cores of its own, and so whatever it starts.
+
+    Engines take a thread for every core that they may use, and wait for each other in a loop: two
+    of them on the same cores are many times slower than one after the other.
+    """
+    worker = getattr(config, "workerinput", None)
+    if worker is None or not hasattr(os, "sched_setaffinity"):
+        return
+    number = int(worker["workerid"].removeprefix("gw"))
+    cores = sorted(os.sched_getaffinity(0))
+    own = cores[number % len(cores) :: worker["workercount"]]
+    os.sched_setaffinity(0, own)
+    torch.set_num_threads(len(own))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take long, or at the end one worker would wait for another."""
+    long = {
+        item.path
+        for item in items
+        if item.get_closest_marker("slow") or item.get_closest_marker("pair")
+    }
+    items.sort(key=lambda item: item.path not in long)
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,8 @@ from crossroads.types import Role, Split, Usage
 
 pytestmark = [pytest.mark.pair, pytest.mark.slow]
 
-SIZES = ["--label", "10", "--evaluate", "2", "--max-tokens", "220", "--rows", "10"]
+SIZES = ["--label", "10", "--evaluate", "2", "--max-tokens", "220", "--rows", "4"]
+"""Few rows: of what is under way when the run is killed, all is written again."""
 
 RESPONSES = Path("labels", "respond", "responses.jsonl")
 
