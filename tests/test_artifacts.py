@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from crossroads.artifacts import (
+    IndexedLog,
     ResumableLog,
     atomic_path,
     ensure_writable,
@@ -67,6 +68,37 @@ def test_log_survives_a_torn_last_line(tmp_path: Path) -> None:
     again = ResumableLog(log.path)
     again.append({"n": 4})
     assert [r["n"] for r in again] == [1, 2, 4]
+
+
+@pytest.mark.parametrize("kind", [ResumableLog, IndexedLog])
+def test_who_reads_a_log_that_is_being_written_changes_nothing(
+    kind: type[ResumableLog], tmp_path: Path
+) -> None:
+    path = tmp_path / "log.jsonl"
+    writer = ResumableLog(path)
+    writer.append({"key": "a"})
+    half, rest = '{"key": "b"', ', "é": 1}\n'
+    with path.open("a", encoding="utf-8") as file:
+        file.write(half)
+        file.flush()
+        assert [record["key"] for record in kind(path)] == ["a"]
+        file.write(rest)
+    writer.append({"key": "c"})
+    found = kind(path)
+    assert [record["key"] for record in found] == ["a", "b", "c"]
+    if isinstance(found, IndexedLog):
+        found.append({"key": "a", "é": 2})
+        assert found.get("a") == {"key": "a", "é": 2}
+        assert found.get("c") == {"key": "c"}
+
+
+def test_an_index_knows_its_places_after_a_torn_line(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"key": "a"}\n{"key": "to')
+    log = IndexedLog(path)
+    log.append({"key": "b"})
+    assert list(log.keys()) == ["a", "b"]
+    assert [log.get("a"), log.get("b")] == [{"key": "a"}, {"key": "b"}]
 
 
 def test_a_bad_line_in_the_middle_is_named(tmp_path: Path) -> None:

@@ -116,14 +116,20 @@ def canonical_hash(value: Any) -> str:
 
 
 class ResumableLog:
-    """A JSON-lines file of finished pieces of work, one line each, flushed as they finish."""
+    """A JSON-lines file of finished pieces of work, one line each, flushed as they finish.
+
+    Reading changes nothing, so that one may look on while another process writes: a last line
+    without its end is passed over, and cut off by whoever writes next.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Open the log; a last line that a kill tore is cut off."""
+        """Name the log; it need not exist."""
         self.path = path
-        self._drop_torn_line()
+        self._mended = False
 
-    def _drop_torn_line(self) -> None:
+    def mend(self) -> None:
+        """Cut off a last line that a kill tore. For the one process that writes."""
+        self._mended = True
         if not self.path.exists():
             return
         with self.path.open("rb") as file:
@@ -132,25 +138,35 @@ class ResumableLog:
         if whole != size:  # a whole log is not touched: it may be read-only
             os.truncate(self.path, whole)
 
+    def _lines(self) -> Iterator[tuple[int, bytes]]:
+        """Yield whole lines and where they begin."""
+        if not self.path.exists():
+            return
+        offset = 0
+        with self.path.open("rb") as file:
+            for line in file:
+                if line.endswith(b"\n"):
+                    yield offset, line
+                offset += len(line)
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield every finished record.
 
         Raises:
-            DataError: a line in the middle is not JSON.
+            DataError: a line is not JSON.
         """
-        if not self.path.exists():
-            return
-        with self.path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    yield json.loads(line)
-                except ValueError as error:
-                    raise DataError(f"{self.path} line {number} is not JSON: {error}") from error
+        for number, (_, line) in enumerate(self._lines(), start=1):
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{self.path} line {number} is not JSON: {error}") from error
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add one record; it survives a kill once this returns."""
         line = _line(record)
         try:
+            if not self._mended:
+                self.mend()
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(line)
@@ -201,15 +217,6 @@ class IndexedLog(ResumableLog):
             record = self._parse(line, offset)
             self._offsets[record["key"]] = offset
 
-    def _lines(self) -> Iterator[tuple[int, bytes]]:
-        if not self.path.exists():
-            return
-        offset = 0
-        with self.path.open("rb") as file:
-            for line in file:
-                yield offset, line
-                offset += len(line)
-
     def _parse(self, line: bytes, offset: int) -> dict[str, Any]:
         try:
             record = json.loads(line)
@@ -240,9 +247,9 @@ class IndexedLog(ResumableLog):
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add a record, which replaces an older one of its key; it survives a kill."""
-        offset = self.path.stat().st_size if self.path.exists() else 0
         super().append(record)
-        self._offsets[record["key"]] = offset
+        line = _line(record).encode()
+        self._offsets[record["key"]] = self.path.stat().st_size - len(line)
 
 
 def ensure_writable(folder: Path) -> None:

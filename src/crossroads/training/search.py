@@ -115,7 +115,7 @@ class _Search:
 
     def _open(self) -> Any:
         path = self.folder / JOURNAL
-        ResumableLog(path)  # cuts off a line that a kill tore, before more is written after it
+        ResumableLog(path).mend()  # before more is written after it
         path.with_name(f"{path.name}.lock").unlink(missing_ok=True)  # a kill's; we are alone here
         journal = self.optuna.storages.journal
         storage = self.optuna.storages.JournalStorage(journal.JournalFileBackend(str(path)))
