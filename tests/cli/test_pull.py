@@ -157,6 +157,22 @@ def test_an_estimate_waits_until_it_is_more_than_a_guess() -> None:
     assert remaining(0, 0, 10) is None
 
 
+def test_what_an_earlier_run_did_is_no_part_of_the_rate() -> None:
+    assert remaining(600, 1000, 10, before=500) == 40
+    assert remaining(505, 1000, 10, before=500) is None  # a guess
+    out, now = io.StringIO(), [0.0]
+    progress = RichProgress(Console(file=out, width=200), clock=lambda: now[0])
+    progress.start("large model answers", 1000, "answers")
+    progress.advance(500)  # found on the disk
+    now[0] = 20.0
+    progress.advance(100)
+    assert (
+        out.getvalue()
+        .splitlines()[-1]
+        .endswith("600 answers of 1,000 answers (60%), 1 min 20 s left")
+    )
+
+
 @pytest.mark.parametrize(
     ("seconds", "words"), [(0.4, "0 s"), (59.4, "59 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")]
 )

@@ -24,6 +24,8 @@ PLAIN_INTERVAL_SECONDS = 15.0
 # Before this share of a stage and this many seconds, an estimate would be a guess.
 _ESTIMATE_AFTER_SHARE = 0.02
 _ESTIMATE_AFTER_SECONDS = 2.0
+_AT_ONCE_SECONDS = 0.5
+"""What is reported sooner was done by an earlier run, and says nothing of the rate."""
 
 
 def console() -> Console:
@@ -58,11 +60,15 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def remaining(done: float, total: float, seconds: float) -> float | None:
-    """Return the seconds left at the mean rate so far; None while that would be a guess."""
-    if seconds < _ESTIMATE_AFTER_SECONDS or done < total * _ESTIMATE_AFTER_SHARE or done <= 0:
+def remaining(done: float, total: float, seconds: float, before: float = 0.0) -> float | None:
+    """Return the seconds left at the mean rate so far; None while that would be a guess.
+
+    before: how much of what is done an earlier run did.
+    """
+    own, whole = done - before, total - before
+    if seconds < _ESTIMATE_AFTER_SECONDS or own < whole * _ESTIMATE_AFTER_SHARE or own <= 0:
         return None
-    return seconds * max(total - done, 0.0) / done
+    return seconds * max(total - done, 0.0) / own
 
 
 class _Amount(ProgressColumn):
@@ -76,7 +82,8 @@ class _Left(ProgressColumn):
     def render(self, task: Task) -> Text:
         if task.finished:
             return Text("")
-        left = remaining(task.completed, task.total or 0, task.elapsed or 0)
+        before = task.fields["before"]
+        left = remaining(task.completed, task.total or 0, task.elapsed or 0, before)
         return Text("" if left is None else f"{duration(left)} left", style="progress.remaining")
 
 
@@ -98,6 +105,7 @@ class RichProgress:
         self._words = ""
         self._total = 0.0
         self._done = 0.0
+        self._before = 0.0
         self._started = 0.0
         self._spoken = 0.0
         self._active = False
@@ -140,18 +148,20 @@ class RichProgress:
             self.finish()
         self._name, self._total, self._unit = name, total, unit
         self._words = ""
-        self._done, self._active = 0.0, True
+        self._done, self._before, self._active = 0.0, 0.0, True
         self._started = self._spoken = self._clock()
         if self._bar is not None:
-            self._task = self._bar.add_task(name, total=total, unit=unit)
+            self._task = self._bar.add_task(name, total=total, unit=unit, before=0.0)
         else:
             self.note(f"{name}: {amount(total, unit)}")
 
     def advance(self, amount: float = 1.0) -> None:
         """Report `amount` more units of the current stage."""
         self._done += amount
+        if self._clock() - self._started < _AT_ONCE_SECONDS:
+            self._before = self._done
         if self._bar is not None and self._task is not None:
-            self._bar.advance(self._task, amount)
+            self._bar.update(self._task, advance=amount, before=self._before)
         elif self._clock() - self._spoken >= PLAIN_INTERVAL_SECONDS:
             self._spoken = self._clock()
             self.note(self._line())
@@ -182,5 +192,6 @@ class RichProgress:
         )
         if self._words:
             line = f"{line}, {self._words}"
-        left = remaining(self._done, self._total, self._clock() - self._started)
+        seconds = self._clock() - self._started
+        left = remaining(self._done, self._total, seconds, self._before)
         return line if left is None else f"{line}, {duration(left)} left"
