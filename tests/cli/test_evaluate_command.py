@@ -47,6 +47,8 @@ def test_a_run_is_evaluated_taken_up_and_drawn_again(
     assert list((out / "plots").glob("*.png"))
     answers = {path: path.read_bytes() for path in (out / "answers").rglob("*") if path.is_file()}
     assert run([*command, "--sweep", "0.3"]) == 0
+    assert run(["report", str(out), "--most-traces", "0"]) == 0
+    assert len((out / "report.html").read_bytes()) < len(page)
     assert run(["report", str(out)]) == 0
     assert {path: path.read_bytes() for path in answers} == answers
     assert b"entropy~0.3" in page

@@ -117,18 +117,21 @@ def evaluate(
         )
 
 
-def show(folder: RunFolder) -> None:
+def show(folder: RunFolder, most_traces: int | None = None) -> None:
     """Print a run's tables and write its page, plots and numbers."""
     from crossroads.cli.console import console
     from crossroads.evaluation.report import terminal_tables, write_report
     from crossroads.evaluation.summary import summarise
 
     results = summarise(folder)
-    page = write_report(folder, results, training=folder.training())
+    training = folder.training()
+    page = write_report(folder, results, training=training, most_traces=most_traces)
     screen = console()
     for table in terminal_tables(results):
         screen.print(table)
-    screen.print(f"page with every trace: {page}", soft_wrap=True)
+    screen.print(
+        f"page with {'every trace' if most_traces is None else 'traces'}: {page}", soft_wrap=True
+    )
 
 
 def _fractions(text: str | None) -> list[float]:
