@@ -133,7 +133,8 @@ class MixedLoop:
         """Take every row that does not wait for the large model on by a token.
 
         Effects: without `overlap` no row waits from one step to the next, so each grows by a
-        token, or is cut back by a revision. Finished rows leave and free their caches.
+        token, or is cut back by a revision; but a row of which a model has much to read takes a
+        step for each part of it. Finished rows leave and free their caches.
         """
         events: list[Event] = []
         ready = [row for row in self._rows.values() if not row.waits]
@@ -182,7 +183,7 @@ class MixedLoop:
         return scores
 
     def _ask(self, rows: Sequence[Row]) -> None:
-        """Let the large model read the lags of the rows, each in one call."""
+        """Let the large model read the lags of the rows, each in one call unless it is long."""
         if not rows:
             return
         counts = tuple(row.outputs for row in rows)
@@ -214,11 +215,11 @@ class MixedLoop:
                 if read.row.waits:
                     events += self._go_without(read)
                 continue
-            for i, (row, lag) in enumerate(zip(read.rows, read.lags, strict=True)):
+            for i, row in enumerate(read.rows):
                 if not row.waits:
                     continue  # it was cancelled on the way
                 try:
-                    row.settle(read.output.row(i), lag)
+                    row.settle(read.output.row(i))
                 except EngineError as error:  # something that it needs was not told
                     events.append(self._drop(Failure(row, error)))
                 else:

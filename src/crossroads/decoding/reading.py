@@ -8,7 +8,11 @@ from typing import Generic, TypeVar
 
 from crossroads.errors import EngineError
 from crossroads.models.base import CausalLM, KVCache, StepOutput, Want
+from crossroads.models.token_cache import TokenModel
 from crossroads.types import TokenRecord, Trace
+
+AT_ONCE = 512
+"""Tokens of one row that are read in one call: others wait for them. Whole graphs of llama.cpp."""
 
 RowT = TypeVar("RowT")
 
@@ -39,11 +43,10 @@ def checked(event: Event) -> Event:
 
 @dataclass(frozen=True, slots=True)
 class Read(Generic[RowT]):
-    """Rows that a model read together, its output, and how many tokens of each it read."""
+    """Rows that a model read together, and its output."""
 
     rows: Sequence[RowT]
     output: StepOutput
-    lags: Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +64,43 @@ def read_rows(
     tokens: Sequence[Sequence[int]],
     want: Want,
 ) -> list[Read[RowT] | Failure[RowT]]:
-    """Extend rows together; if the engine fails at that, row by row, so that the others go on."""
+    """Extend rows together; if the engine fails at that, row by row, so that the others go on.
+
+    A row that has much to read is missing in the answer until the call that reads the last of it:
+    every call reads a part of the first such row, so that no other row waits for longer than that
+    takes. Where the parts end depends on the row alone. Servers read in parts by themselves.
+    """
+    counts = want.counts(tokens)
+    long = [
+        i
+        for i, (part, count) in enumerate(zip(tokens, counts, strict=True))
+        if len(part) - count > AT_ONCE and not isinstance(model, TokenModel)
+    ]
+    if not long:
+        return _together(model, rows, caches, tokens, want)
+    first = long[0]
+    part, nothing = tokens[first][:AT_ONCE], Want(insist=want.insist)
+    read = _together(model, [rows[first]], [caches[first]], [part], nothing)
+    found: list[Read[RowT] | Failure[RowT]] = [f for f in read if isinstance(f, Failure)]
+    short = [i for i in range(len(rows)) if i not in long]
+    if not short:
+        return found
+    wanted = replace(want, positions=tuple(counts[i] for i in short))
+    return found + _together(
+        model, [rows[i] for i in short], [caches[i] for i in short], [tokens[i] for i in short],
+        wanted,
+    )  # fmt: skip
+
+
+def _together(
+    model: CausalLM,
+    rows: Sequence[RowT],
+    caches: Sequence[KVCache],
+    tokens: Sequence[Sequence[int]],
+    want: Want,
+) -> list[Read[RowT] | Failure[RowT]]:
     try:
-        lags = [len(part) for part in tokens]
-        return [Read(rows, model.extend(caches, tokens, want), lags)]
+        return [Read(rows, model.extend(caches, tokens, want))]
     except EngineError as error:
         if len(rows) == 1:
             return [Failure(rows[0], error)]
@@ -72,5 +108,5 @@ def read_rows(
     return [
         found
         for row, cache, part, count in zip(rows, caches, tokens, counts, strict=True)
-        for found in read_rows(model, [row], [cache], [part], replace(want, positions=(count,)))
+        for found in _together(model, [row], [cache], [part], replace(want, positions=(count,)))
     ]

@@ -41,10 +41,14 @@ class _Scored:
 
 @dataclass(frozen=True, slots=True)
 class _Ask:
-    """Why a row waits for the large model; `about` is the proposal whose place it will fill."""
+    """Why a row waits for the large model; `about` is the proposal whose place it will fill.
+
+    read: how many of the row's tokens the large model had read before.
+    """
 
     cause: Cause
     about: _Scored | None
+    read: int
 
 
 class Row:
@@ -160,14 +164,14 @@ class Row:
         cause = self._cause(score)
         scored = _Scored(proposal, score, entropy, self._policy_state)
         if cause is not None:
-            self._ask = _Ask(cause, scored)
+            self._ask = _Ask(cause, scored, self.large.length)
             return
         self._write(scored, _small_token(scored))
         self._alone += 1
         if revisable:
             self._unseen.append(scored)
             if self.state.finish_reason is not None:
-                self._ask = _Ask(Cause.FINAL, None)
+                self._ask = _Ask(Cause.FINAL, None, self.large.length)
 
     def _cause(self, score: float) -> Cause | None:
         decision = decide(self.request.policy, self._policy_state, score, self.threshold)
@@ -203,13 +207,14 @@ class Row:
         """At how many of those tokens, the last ones, its outputs are needed."""
         return len(self._unseen) + (self._ask is not None and self._ask.about is not None)
 
-    def settle(self, output: StepOutput, lag: int) -> None:
-        """Take the large model's answer: its `outputs` positions, after it read `lag` tokens.
+    def settle(self, output: StepOutput) -> None:
+        """Take the large model's answer: its `outputs` positions, once it has read all `to_read`.
 
         Effects: every token that remains is certain.
         """
         assert self._ask is not None
         ask, unseen = self._ask, self._unseen
+        lag = self.large.length - ask.read
         self._ask, self._unseen, self._alone = None, [], 0
         if refusal := self._refusal(unseen, ask, output):
             self._take_back(unseen, refusal, output, lag, dropped=ask.about is not None)

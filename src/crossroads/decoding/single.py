@@ -23,12 +23,14 @@ from crossroads.sampling import row_generator, sample
 from crossroads.types import FinishReason, Role, TokenRecord, Trace
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Row:
     index: int
     state: RowState
     cache: KVCache
     generator: np.random.Generator
+    read: int
+    """Tokens that the model had read before the next one is written."""
 
 
 class SingleLoop:
@@ -73,7 +75,7 @@ class SingleLoop:
         state = RowState(request, [self._model.info], self._tokenizer)
         generator = row_generator(request.sampling.seed, self._role)
         cache = self._kept.take(self._role, self._model, request.prompt_ids)
-        row = _Row(self._next_index, state, cache, generator)
+        row = _Row(self._next_index, state, cache, generator, cache.length)
         self._rows[row.index] = row
         self._next_index += 1
         return row.index
@@ -88,7 +90,10 @@ class SingleLoop:
             self.cancel(index)
 
     def step(self) -> list[Event]:
-        """Take every row on by a token. Finished rows leave and free their caches."""
+        """Take every row on by a token, or by a part of what it has to read, if that is long.
+
+        Finished rows leave and free their caches.
+        """
         rows = list(self._rows.values())
         if not rows:
             return []
@@ -112,9 +117,9 @@ class SingleLoop:
 
     def _write(self, read: Read[_Row]) -> list[Event]:
         events: list[Event] = []
-        for i, (row, lag) in enumerate(zip(read.rows, read.lags, strict=True)):
+        for i, row in enumerate(read.rows):
             try:
-                record = self._record(row, read.output, i, lag)
+                record = self._record(row, read.output, i)
             except EngineError as error:  # something that it needs was not told
                 events.append(self._drop(Failure(row, error)))
                 continue
@@ -125,7 +130,8 @@ class SingleLoop:
             events.append(Event(row.index, record, trace))
         return events
 
-    def _record(self, row: _Row, output: StepOutput, place: int, lag: int) -> TokenRecord:
+    def _record(self, row: _Row, output: StepOutput, place: int) -> TokenRecord:
+        lag, row.read = row.cache.length - row.read, row.cache.length
         state, request = row.state, row.state.request
         own = candidates(output, place, request.sampling, state.tokens, len(request.prompt_ids))
         token_id = sample(own.best_id, own.logits_V, request.sampling, row.generator)
