@@ -26,11 +26,11 @@ import numpy as np
 from crossroads.artifacts import write_json
 from crossroads.decoding.request import Request
 from crossroads.models.remote_client import VllmClient
+from crossroads.models.vllm_server import RunningServer, ServerPlan, free_port, wait_until_ready
 from crossroads.provenance import provenance
 from crossroads.types import Role
 from crossroads.vllm.asking import has_plugin
 from crossroads.vllm.engine import Servers, VllmEngine
-from crossroads.vllm.launch import RunningServer, ServerPlan, free_port, wait_until_ready
 from crossroads.vllm.pair import ElsewherePair, describe_pair
 
 SHARES = (0.05, 0.15, 0.3)

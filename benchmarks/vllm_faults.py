@@ -30,11 +30,11 @@ from crossroads.decoding.request import Request
 from crossroads.errors import CrossroadsError
 from crossroads.models.remote_client import VllmClient
 from crossroads.models.server_pool import Patience
+from crossroads.models.vllm_server import RunningServer, ServerPlan, free_port, wait_until_ready
 from crossroads.provenance import provenance
 from crossroads.types import Cause, OnLoss, Trace
 from crossroads.vllm.asking import has_plugin
 from crossroads.vllm.engine import Servers, VllmEngine
-from crossroads.vllm.launch import RunningServer, ServerPlan, free_port, wait_until_ready
 from crossroads.vllm.pair import ElsewherePair, describe_pair
 
 Fault = Callable[["Line"], Awaitable[None]]

@@ -14,6 +14,7 @@ from crossroads.models.catalogue import (
     LLAMACPP,
     MODELS,
     PAIRS,
+    REMOTE,
     TRANSFORMERS,
     ModelSpec,
     PairSpec,
@@ -96,6 +97,27 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.bin").write_bytes(b"")
     with pytest.raises(PairError, match=r"is not a \.gguf file"):
         find_model(str(tmp_path / "model.bin"))
+
+
+def test_a_model_may_be_one_for_which_a_server_is_started(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    plain, started = find_model("org/model@vllm"), find_model(f"{tmp_path}@vllm --dtype half ")
+    assert (plain.repo, plain.engine, plain.vllm, plain.urls) == ("org/model", REMOTE, "", ())
+    assert (started.path, started.engine, started.vllm) == (tmp_path, REMOTE, "--dtype half")
+    assert find_model("org/model").vllm is None
+
+
+@pytest.mark.parametrize(
+    ("reference", "complaint"),
+    [
+        ("qwen2.5-coder-1.5b@vllm", "vLLM runs .* and qwen2.5-coder-1.5b is a GGUF file"),
+        ("org/model@vllmm", "there is no model 'org/model@vllmm'"),
+        ("@vllm", "there is no model '@vllm'"),
+    ],
+)
+def test_a_server_that_cannot_be_started_is_refused(reference: str, complaint: str) -> None:
+    with pytest.raises(PairError, match=complaint):
+        find_model(reference)
 
 
 def test_a_model_has_one_place() -> None:

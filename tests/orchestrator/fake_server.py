@@ -24,10 +24,10 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from crossroads.models.base import CausalLM, Want
+from crossroads.models.vllm_server import MOST_REPORTED
 from crossroads.routing.routers.base import Router
 from crossroads.serving.server import listen
 from crossroads.vllm.deciding import decide, ordered_row, say
-from crossroads.vllm.launch import MOST_REPORTED
 
 LINE_ENDS = "\x85\u2028\u2029"
 """Ends of lines to Python, and not to an event stream; a model may write them."""
@@ -76,6 +76,9 @@ class FakeServer:
         info = self.model.info
         card = {"id": info.name, "max_model_len": info.context_length}
         return JSONResponse({"data": [card]})
+
+    async def health(self, _: Request) -> Response:
+        return Response()
 
     async def completions(self, request: Request) -> Response:
         body = json.loads(await request.body())
@@ -199,19 +202,20 @@ class FakeServer:
 
 
 @contextmanager
-def fake_server(model: CausalLM, router: Router | None) -> Iterator[FakeServer]:
+def fake_server(model: CausalLM, router: Router | None, port: int = 0) -> Iterator[FakeServer]:
     """Serve until the block ends. router: the plugin's; None: a server without the plugin."""
     mode = "raw_logprobs" if router is None else "processed_logits"
     fake = FakeServer(model, router, mode=mode)
     app = Starlette(
         routes=[
+            Route("/health", fake.health),
             Route("/v1/models", fake.models),
             Route("/v1/completions", fake.completions, methods=["POST"]),
             Route("/pooling", fake.pooling, methods=["POST"]),
         ]
     )
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
-    with listen("127.0.0.1", 0) as listener:
+    with listen("127.0.0.1", port) as listener:
         fake.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])), daemon=True)
         thread.start()

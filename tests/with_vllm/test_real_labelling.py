@@ -23,20 +23,17 @@ from crossroads.labelling.respond import RespondConfig
 from crossroads.labelling.run import LabelConfig, label
 from crossroads.labelling.sentences import SentenceRule
 from crossroads.models.pairs import Pair, load_pair, resolve_pair
+from crossroads.models.remote import RemoteLM
 from crossroads.sampling import SamplingParams
 from crossroads.types import Message, Problem, Role, SilentProgress
-from crossroads.vllm.launch import RunningServer, ServerPlan, free_port, wait_until_ready
 from orchestrator.tiny import write_pair
 
-ARGUMENTS = "--dtype float32 --enforce-eager --logprobs-mode processed_logprobs"
+ARGUMENTS = "--dtype float32 --enforce-eager"
 AGREE = 1e-4
 """Two engines' float32 log-probabilities."""
 
 HALVES_AGREE = 0.02
 """The same, stored in half precision: a step at 8 nats and more is 1/128."""
-
-STATES = """--dtype float32 --enforce-eager --runner pooling --convert embed \
---pooler-config '{"task": "token_embed"}'"""
 
 PROBLEMS = [Problem(f"p{i}", (Message("user", f"What is {i}?"),), "1") for i in range(20)]
 
@@ -55,23 +52,21 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pairs]:
     folder = tmp_path_factory.mktemp("labelled")
     small, large = map(str, write_pair(folder))
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    plan = ServerPlan("large", large, "never", builders.CONTEXT, 8, folder / "large.log", ARGUMENTS)
-    states = ServerPlan("small", small, "", builders.CONTEXT, 8, folder / "small.log", STATES)
-    servers = {plan.name: RunningServer(plan, free_port()) for plan in (plan, states)}
-    large_url, small_url = servers["large"].url, servers["small"].url
     size = {"context_length": builders.CONTEXT, "max_rows": 9}
-    try:
-        wait_until_ready(servers, 1200, print)
-        large_there, small_there = f"{large}@{large_url}", f"{small}@{small_url}"
-        with (
-            load_pair(resolve_pair(small=small, large=large), **size) as local,
-            load_pair(resolve_pair(small=small, large=large_there), **size) as far,
-            load_pair(resolve_pair(small=small_there, large=large_there), **size) as both_far,
-        ):
-            yield Pairs(local, far, both_far)
-    finally:
-        for server in servers.values():
-            server.stop()
+    small_there, large_there = (f"{model}@vllm {ARGUMENTS}" for model in (small, large))
+    with (
+        load_pair(resolve_pair(small=small, large=large), **size) as local,
+        load_pair(resolve_pair(small=small, large=large_there), **size) as far,
+        load_pair(resolve_pair(small=small_there, large=_same(far, large)), **size) as both_far,
+    ):
+        yield Pairs(local, far, both_far)
+
+
+def _same(pair: Pair, model: str) -> str:
+    """Return a reference to the server that was started for the pair's large model."""
+    assert isinstance(pair.large, RemoteLM)
+    assert pair.large.server is not None
+    return f"{model}@{pair.large.server.url}"
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

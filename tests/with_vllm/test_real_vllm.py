@@ -24,6 +24,13 @@ from crossroads.decoding.single import generate_alone
 from crossroads.errors import RequestError, RouterError
 from crossroads.models.remote_client import VllmClient
 from crossroads.models.transformers import TransformersLM
+from crossroads.models.vllm_server import (
+    MOST_REPORTED,
+    RunningServer,
+    ServerPlan,
+    free_port,
+    wait_until_ready,
+)
 from crossroads.routing.checkpoint import RouterCard, SmallModelId, save_router
 from crossroads.routing.policy import IMMEDIATE, Momentum, Policy
 from crossroads.routing.routers.neural import NeuralRouter, build_network
@@ -31,13 +38,6 @@ from crossroads.sampling import SamplingParams
 from crossroads.types import Cause, Role, Trace
 from crossroads.vllm.asking import has_plugin
 from crossroads.vllm.engine import Servers, VllmEngine
-from crossroads.vllm.launch import (
-    MOST_REPORTED,
-    RunningServer,
-    ServerPlan,
-    free_port,
-    wait_until_ready,
-)
 from crossroads.vllm.pair import ElsewherePair, describe_pair
 from orchestrator.tiny import write_pair
 

@@ -50,7 +50,8 @@ def pair_options(context: int) -> Callable[[Callable[..., None]], Callable[..., 
         @click.option(
             "--large",
             default=None,
-            help="Large model: name, .gguf, folder or hub repo; @URL behind it if servers run it.",
+            help="Large model: name, .gguf, folder or hub repo; @URL behind it if servers run it, "
+            "@vllm if one is to be started.",
         )
         @click.option(
             "--context",

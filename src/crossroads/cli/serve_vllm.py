@@ -17,8 +17,8 @@ from crossroads.errors import ConfigError
 
 if TYPE_CHECKING:
     from crossroads.decoding.mixed import MixedModels
+    from crossroads.models.vllm_server import RunningServer, ServerPlan
     from crossroads.vllm.engine import Servers, VllmEngine
-    from crossroads.vllm.launch import RunningServer, ServerPlan
     from crossroads.vllm.pair import ElsewherePair
 
 _OF_BACKEND = "with --backend vllm: "
@@ -59,7 +59,10 @@ def vllm_options(function: Callable[..., None]) -> Callable[..., None]:
     @click.option("--small-devices", help="CUDA_VISIBLE_DEVICES of the small model's vLLM.")
     @click.option("--large-devices", help="CUDA_VISIBLE_DEVICES of the large model's vLLM.")
     @click.option(
-        "--vllm-python", default=sys.executable, help="Python that has vLLM [default: this one]."
+        "--vllm-python",
+        default=sys.executable,
+        envvar="CROSSROADS_VLLM_PYTHON",
+        help="Python that has vLLM [default: this one].",
     )
     @click.option(
         "--vllm-logs",
@@ -102,7 +105,7 @@ def servers_of(
     options: VllmOptions, models: PairOptions, router: str | None, rows: int, context: int
 ) -> Iterator[VllmOptions]:
     """Yield the options with the addresses of running servers, started here if need be."""
-    from crossroads.vllm.launch import RunningServer, ServerPlan, free_port, wait_until_ready
+    from crossroads.models.vllm_server import RunningServer, ServerPlan, free_port, wait_until_ready
 
     if options.connects:
         if options.small_url is None or not options.large_url:

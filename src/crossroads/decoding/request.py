@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from crossroads.errors import RequestError
-from crossroads.models.base import Tokenizer
+from crossroads.models.base import MOST_TOP, Tokenizer
 from crossroads.routing.policy import IMMEDIATE, Policy, check_threshold
 from crossroads.sampling import SamplingParams
 from crossroads.types import FinishReason, ModelInfo, TokenRecord, Trace
 
-MOST_LOGPROBS = 20
-"""Alternatives that a request may ask for at each token; what inference servers give at most."""
+MOST_LOGPROBS = MOST_TOP
+"""Alternatives that a request may ask for at each token."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,9 @@ from torch import Tensor
 from crossroads.errors import RequestError
 from crossroads.types import Message, ModelInfo
 
+MOST_TOP = 20
+"""Likeliest tokens that inference servers tell, unless they were started with other limits."""
+
 
 @dataclass(frozen=True, slots=True)
 class Want:

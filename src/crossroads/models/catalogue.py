@@ -24,7 +24,8 @@ class ModelSpec:
 
     file: a GGUF named by hash. repo: a repository of safetensors on the hub, at `revision`.
     path: a GGUF or a folder on the user's disk. urls: of servers that run the model; then only
-    its configuration and tokenizer are read. Parameters are approximate counts, for tables;
+    its configuration and tokenizer are read. vllm: arguments of a vLLM server that is to be started
+    for the model; None: no server is. Parameters are approximate counts, for tables;
     `active_parameters` differs for mixtures of experts only.
     """
 
@@ -34,6 +35,7 @@ class ModelSpec:
     repo: str | None = None
     path: Path | None = None
     urls: tuple[str, ...] = ()
+    vllm: str | None = None
     revision: str = "main"
     approx_parameters: float = 0.0
     active_parameters: float = 0.0
@@ -168,6 +170,7 @@ _ALL_PAIRS = (
 )
 PAIRS: dict[str, PairSpec] = {pair.name: pair for pair in _ALL_PAIRS}
 
+_STARTED = re.compile(r"(.+)@vllm((?:\s.*)?)", re.DOTALL)
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -187,13 +190,16 @@ def find_model(reference: str) -> ModelSpec:
 
     A reference is a name of the catalogue, a path to a .gguf file, a path to a folder that
     transformers wrote, or `org/repo` on the hub; a path that exists wins over a hub name. Any of
-    them with `@URL` (or `@URL,URL`) behind it is a model that servers run.
+    them with `@URL` (or `@URL,URL`) behind it is a model that servers run; with `@vllm`, or
+    `@vllm ARGUMENTS`, it is one for which a vLLM server is started.
 
     Raises:
-        PairError: it is none of these.
+        PairError: it is none of these, or no server can be started for it.
     """
     if "@http" in reference:
         return _remote(*reference.split("@", 1))
+    if started := _STARTED.fullmatch(reference):
+        return _started(*started.groups())
     if reference in MODELS:
         return MODELS[reference]
     path = Path(reference).expanduser()
@@ -219,6 +225,15 @@ def find_model(reference: str) -> ModelSpec:
 def _remote(reference: str, urls: str) -> ModelSpec:
     spec = find_model(reference)
     return replace(spec, engine=REMOTE, urls=tuple(urls.split(",")))
+
+
+def _started(reference: str, arguments: str) -> ModelSpec:
+    spec = find_model(reference)
+    if spec.has_gguf:
+        raise PairError(
+            f"vLLM runs folders or repositories of safetensors, and {reference} is a GGUF file"
+        )
+    return replace(spec, engine=REMOTE, vllm=arguments.strip())
 
 
 def find_pair_or_models(name: str) -> tuple[ModelSpec, ...]:

@@ -128,7 +128,3 @@ class CompletionsLM(TokenModel):
     def embed(self, token_ids: Sequence[int]) -> Tensor:
         """Refuse: a server does not tell them."""
         raise EngineError(f"the server of {self._info.name} tells no embeddings")
-
-    def close(self) -> None:
-        """Close the connections. Twice is harmless."""
-        self._thread.close(self._client.close)

@@ -7,8 +7,9 @@ are compared before the big weights are read, since they alone decide whether a 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from crossroads.errors import EngineError, PairError
 from crossroads.models.base import CausalLM, Tokenizer
@@ -26,6 +27,13 @@ from crossroads.models.store import locate
 from crossroads.models.vocabulary import first_difference
 from crossroads.models.weights import file_sha256
 from crossroads.types import ModelInfo, Progress, Role
+
+if TYPE_CHECKING:
+    from crossroads.models.completions import CompletionsLM
+    from crossroads.models.remote import RemoteLM
+    from crossroads.models.remote_states import RemoteStatesLM
+
+    BehindServers = CompletionsLM | RemoteLM | RemoteStatesLM
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,25 +228,44 @@ def _load(
             fingerprint=spec.file.sha256 if spec.file else file_sha256(path, progress),
         )
     if spec.engine == REMOTE:
-        return _connect(spec, path, size, role)
+        return _connect(spec, path, size, role, progress)
     from crossroads.models.transformers import TransformersLM  # noqa: PLC0415
 
     return TransformersLM.load(path, context_length=size.context_length, max_rows=size.max_rows)
 
 
-def _connect(spec: ModelSpec, path: Path, size: _LoadSize, role: Role) -> CausalLM:
-    """Return a model behind servers: a large one writes, of a small one the states are read."""
+def _connect(
+    spec: ModelSpec, path: Path, size: _LoadSize, role: Role, progress: Progress | None
+) -> CausalLM:
+    """Return a model behind servers, or behind one that is started for it and ends with it."""
     try:
-        from crossroads.models.remote import RemoteLM  # noqa: PLC0415
+        import httpx2  # noqa: F401, PLC0415
     except ModuleNotFoundError as error:
         raise EngineError(
-            f"a model behind a server needs {error.name}; install it with: pip install httpx2"
+            "a model behind a server needs httpx2; install it with: pip install httpx2"
         ) from error
+    info = _describe(spec, path, size)
+    if spec.vllm is None:
+        return _behind(spec, path, info, role)
+    from crossroads.models.vllm_server import start_server  # noqa: PLC0415
+
+    server = start_server(path, spec.vllm, role, info, progress)
+    try:
+        model = _behind(replace(spec, urls=(server.url,)), path, info, role)
+    except BaseException:
+        server.stop()
+        raise
+    model.server = server
+    return model
+
+
+def _behind(spec: ModelSpec, path: Path, info: ModelInfo, role: Role) -> BehindServers:
+    """Return a model behind servers: a large one writes, of a small one the states are read."""
     from crossroads.models.completions import CompletionsLM  # noqa: PLC0415
     from crossroads.models.completions_probe import find_out  # noqa: PLC0415
+    from crossroads.models.remote import RemoteLM  # noqa: PLC0415
     from crossroads.models.remote_wire import reserve  # noqa: PLC0415
 
-    info = _describe(spec, path, size)
     if role is Role.SMALL:
         return _states_of(spec, path, info)
     tokenizer = load_tokenizer(spec, path)
@@ -252,7 +279,7 @@ def _connect(spec: ModelSpec, path: Path, size: _LoadSize, role: Role) -> Causal
     return RemoteLM(info, spec.urls, reserved=reserved)
 
 
-def _states_of(spec: ModelSpec, path: Path, info: ModelInfo) -> CausalLM:
+def _states_of(spec: ModelSpec, path: Path, info: ModelInfo) -> BehindServers:
     if spec.has_gguf:
         raise PairError(
             f"a small model behind servers is named by its folder or repository of safetensors, "

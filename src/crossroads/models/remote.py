@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from crossroads.errors import EngineError, RequestError
-from crossroads.models.base import KVCache, StepOutput, Want, check_extend
+from crossroads.models.base import MOST_TOP, KVCache, StepOutput, Want, check_extend
 from crossroads.models.event_loop import EventLoopThread
 from crossroads.models.remote_client import VllmClient
 from crossroads.models.remote_drawing import has_plugin, ordered, plain
@@ -31,8 +31,6 @@ from crossroads.models.token_cache import TokenModel
 from crossroads.types import ModelInfo
 
 ENGINE = "remote"
-MOST_TOP = 20
-"""Likeliest tokens that a vLLM server tells unless it was started with other --max-logprobs."""
 
 
 class RemoteLM(TokenModel):
@@ -181,10 +179,6 @@ class RemoteLM(TokenModel):
     def embed(self, token_ids: Sequence[int]) -> Tensor:
         """Refuse: a server does not tell them."""
         raise EngineError(f"the server of {self._info.name} tells no embeddings")
-
-    def close(self) -> None:
-        """End what runs and close the connections. Twice is harmless."""
-        self._thread.close(self._client.close)
 
 
 def step_output(

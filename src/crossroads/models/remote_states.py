@@ -142,7 +142,3 @@ class RemoteStatesLM(TokenModel):
     def embed(self, token_ids: Sequence[int]) -> Tensor:
         """Return the rows [N, E] of the input embedding, float32."""
         return self._ends.embedding_VE[list(token_ids)].float()
-
-    def close(self) -> None:
-        """Close the connections. Twice is harmless."""
-        self._thread.close(self._client.close)

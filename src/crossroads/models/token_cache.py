@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from crossroads.errors import EngineError
 from crossroads.models.base import KVCache, check_length
+from crossroads.models.event_loop import EventLoopThread
 from crossroads.types import ModelInfo
+
+if TYPE_CHECKING:
+    from crossroads.models.remote_client import VllmClient
+    from crossroads.models.vllm_server import RunningServer
 
 
 class Owner(Protocol):
@@ -47,7 +52,11 @@ class TokenModel:
     """What a CausalLM behind servers has besides its `extend`: rows that are lists of tokens."""
 
     _info: ModelInfo
+    _client: VllmClient
+    _thread: EventLoopThread
     alive: int = 0
+    server: RunningServer | None = None
+    """One that was started for this model alone, and ends with it."""
 
     @property
     def info(self) -> ModelInfo:
@@ -72,3 +81,9 @@ class TokenModel:
         if not isinstance(cache, TokenCache) or cache.owner is not self:
             raise ValueError(f"a cache that was released, or is not {self._info.name}'s")
         return cache
+
+    def close(self) -> None:
+        """End what runs and close the connections. Twice is harmless."""
+        self._thread.close(self._client.close)
+        if self.server is not None:
+            self.server.stop()

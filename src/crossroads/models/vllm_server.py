@@ -1,31 +1,50 @@
-"""vLLM servers as child processes: started with the plugin, waited for, ended with us."""
+"""vLLM servers as child processes: started, waited for, and ended with us, even by a kill."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from crossroads.decoding.request import MOST_LOGPROBS
 from crossroads.errors import ConfigError, EngineError
+from crossroads.models import guard
+from crossroads.models.base import MOST_TOP
 from crossroads.models.remote_wire import ALWAYS
-from crossroads.vllm.plugin import ROUTER
+from crossroads.types import ModelInfo, Progress, Role, SilentProgress
 
 MODULE = "vllm.entrypoints.openai.api_server"
 """The server of every build; the `vllm` command of the CPU package does not start."""
 
-MOST_REPORTED = ALWAYS + MOST_LOGPROBS + 1
+MOST_REPORTED = ALWAYS + MOST_TOP + 1
 """What --max-logprobs has to allow: the plugin's own numbers, alternatives, and a judged token."""
 
+ROUTER = "CROSSROADS_ROUTER"
+"""Environment variable: the plugin's router, a folder or a heuristic's name; unset, it is idle."""
+
+PYTHON = "CROSSROADS_VLLM_PYTHON"
+"""Environment variable: the Python that has vLLM, if it is not this one."""
+
+_ARGUMENTS = {
+    Role.SMALL: ("--runner", "pooling", "--convert", "embed",
+                 "--pooler-config", '{"task": "token_embed"}'),
+    Role.LARGE: ("--logprobs-mode", "processed_logprobs"),  # those of the logits cannot be compared
+}  # fmt: skip
+"""What servers are started with of which the small model's states and the large one's texts are
+wanted."""
+
+_STARTUP_SECONDS = 1800.0
 _LOOK_AGAIN = 0.5
 _TAIL = 12  # lines of a log that say why a server did not start
 
@@ -46,7 +65,7 @@ class ServerPlan:
     log: Path
     arguments: str = ""
     devices: str | None = None
-    python: str = sys.executable
+    python: str = field(default_factory=lambda: os.environ.get(PYTHON, sys.executable))
 
     def command(self, port: int) -> list[str]:
         """Return the command line.
@@ -89,6 +108,8 @@ class RunningServer:
 
     plan: ServerPlan
     port: int
+    forgets: bool = False
+    """Whether the log's folder goes when the server is stopped."""
     process: subprocess.Popen[bytes] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -96,9 +117,9 @@ class RunningServer:
         self.plan.log.parent.mkdir(parents=True, exist_ok=True)
         with self.plan.log.open("wb") as log:
             self.process = subprocess.Popen(
-                self.plan.command(self.port),
+                [sys.executable, guard.__file__, *self.plan.command(self.port)],
                 env=self.plan.environment(),
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 # Ctrl-C is for us: we end the servers once their answers have ended.
@@ -127,16 +148,16 @@ class RunningServer:
         except (URLError, OSError):
             return False
 
-    def stop(self, seconds: float = 20.0) -> None:
+    def stop(self) -> None:
         """End it and what it started. Twice is harmless."""
-        if self.process.poll() is None:
-            self.process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(seconds)
-        # Workers that outlive their parent would keep the GPU's memory.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, 9)
+        assert self.process.stdin is not None
+        self.process.stdin.close()  # what the guard waits for
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(guard.SECONDS + 5)
+        self.process.kill()
         self.process.wait()
+        if self.forgets:
+            shutil.rmtree(self.plan.log.parent, ignore_errors=True)
 
 
 def wait_until_ready(
@@ -162,6 +183,48 @@ def wait_until_ready(
             )
         if waiting:
             time.sleep(_LOOK_AGAIN)
+
+
+def start_server(
+    model: Path, arguments: str, role: Role, info: ModelInfo, progress: Progress | None
+) -> RunningServer:
+    """Start a server for one model of labelling, and return it once it takes requests.
+
+    arguments: more of vLLM's own, as on a command line.
+
+    Raises:
+        EngineError: vLLM is not installed, or the server does not start. ConfigError: arguments
+        that do not read as a command line.
+    """
+    progress = progress or SilentProgress()
+    log = Path(tempfile.mkdtemp(prefix="crossroads-vllm-")) / f"{role}.log"
+    arguments = f"{shlex.join(_ARGUMENTS[role])} {arguments}"
+    router = "never" if role is Role.LARGE else ""
+    plan = ServerPlan(
+        str(role), str(model), router, info.context_length, info.max_rows, log, arguments
+    )
+    _check_installed(plan.python)
+    progress.start(f"starting vLLM for {info.name} (log: {log})", 1, "servers")
+    server = RunningServer(plan, free_port())
+    try:
+        wait_until_ready({info.name: server}, _STARTUP_SECONDS, lambda _: progress.advance())
+    except BaseException:
+        server.stop()
+        raise
+    finally:
+        progress.finish()
+    server.forgets = True  # a server that did not start leaves its log
+    return server
+
+
+def _check_installed(python: str) -> None:
+    if shutil.which(python) is None:
+        raise EngineError(f"there is no Python at {python}; see {PYTHON}")
+    if python == sys.executable and find_spec("vllm") is None:
+        raise EngineError(
+            f"vLLM is not installed here; install it (pip install vllm), or set {PYTHON} to the "
+            "Python of the environment that has it"
+        )
 
 
 def free_port() -> int:

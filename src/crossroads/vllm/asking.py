@@ -11,7 +11,7 @@ from crossroads.decoding.mixed import MixedModels
 from crossroads.decoding.request import Request
 from crossroads.errors import EngineError, RequestError
 from crossroads.models import remote_drawing
-from crossroads.models.remote import MOST_TOP
+from crossroads.models.base import MOST_TOP
 from crossroads.models.remote_client import VllmClient
 from crossroads.models.remote_drawing import ordered, plain
 from crossroads.models.remote_wire import Order, ReservedIds, Step, read_step, reserve

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 
-ROUTER = "CROSSROADS_ROUTER"
-"""Environment variable: a router folder, or a heuristic's name."""
+from crossroads.models.vllm_server import ROUTER
 
 
 def register() -> None:

@@ -21,13 +21,13 @@ from vllm.config import VllmConfig
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
 from crossroads.errors import RouterError
+from crossroads.models.vllm_server import ROUTER
 from crossroads.routing.checkpoint import load_router, router_by_name
 from crossroads.routing.features import needs_embedding, needs_hidden, needs_history
 from crossroads.routing.routers.base import Router
 from crossroads.routing.routers.heuristics import HEURISTICS
 from crossroads.vllm.architectures import hidden_of
 from crossroads.vllm.deciding import OrderedRow, decide, ordered_row, read_order, say
-from crossroads.vllm.plugin import ROUTER
 
 
 class RouterProcessor(LogitsProcessor):
