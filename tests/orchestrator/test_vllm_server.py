@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +35,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     command.write_text(f'#!/bin/sh\nPYTHONPATH={TESTS} exec {sys.executable} {script} "$@"\n')
     command.chmod(0o755)
     monkeypatch.setenv(vllm_server.PYTHON, str(command))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     write_pair(tmp_path)
     return tmp_path
 
