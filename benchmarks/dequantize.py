@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from crossroads.models.catalogue import find_model
 from crossroads.models.pairs import check_pair, load_tokenizer
@@ -27,7 +27,12 @@ def main() -> None:
     spec = find_model(options.model)
     path = locate(spec, pull=spec.name)
     place = {"gguf_file": path.name}
-    model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.bfloat16, **place)
+    model = AutoModelForCausalLM.from_pretrained(
+        path.parent,
+        dtype=torch.bfloat16,
+        quantization_config=GgufConfig(dequantize=True),
+        **place,
+    )
     model.save_pretrained(options.out)
     AutoTokenizer.from_pretrained(path.parent, **place).save_pretrained(options.out)
     written = find_model(str(options.out))
