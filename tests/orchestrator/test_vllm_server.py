@@ -134,8 +134,10 @@ def test_what_is_guarded_ends_with_its_starter_and_all_that_it_started(
 
 
 def test_a_guard_that_is_told_to_end_ends_its_command_and_passes_on_its_status() -> None:
-    status = subprocess.run(guarded("sh", "-c", "exit 7"), stdin=subprocess.PIPE, check=False)
-    assert status.returncode == 7
+    with subprocess.Popen(guarded("sh", "-c", "exit 7"), stdin=subprocess.PIPE) as ended:
+        while ended.poll() is None:  # its input stays open meanwhile
+            time.sleep(0.02)
+        assert ended.returncode == 7
     process = subprocess.Popen(
         guarded(sys.executable, "-c", WORKER), stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
