@@ -128,10 +128,10 @@ class ResumableLog:
         self._mended = False
 
     def mend(self) -> None:
-        """Cut off a last line that a kill tore. For the one process that writes."""
-        self._mended = True
-        if not self.path.exists():
+        """Cut off a last line that a kill tore, once. For the one process that writes."""
+        if self._mended or not self.path.exists():
             return
+        self._mended = True
         with self.path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             whole = _end_of_last_line(file, size)
@@ -165,8 +165,7 @@ class ResumableLog:
         """Add one record; it survives a kill once this returns."""
         line = _line(record)
         try:
-            if not self._mended:
-                self.mend()
+            self.mend()
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(line)
@@ -247,9 +246,10 @@ class IndexedLog(ResumableLog):
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add a record, which replaces an older one of its key; it survives a kill."""
+        self.mend()
+        offset = self.path.stat().st_size if self.path.exists() else 0
         super().append(record)
-        line = _line(record).encode()
-        self._offsets[record["key"]] = self.path.stat().st_size - len(line)
+        self._offsets[record["key"]] = offset
 
 
 def ensure_writable(folder: Path) -> None:

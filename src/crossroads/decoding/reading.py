@@ -70,43 +70,32 @@ def read_rows(
     every call reads a part of the first such row, so that no other row waits for longer than that
     takes. Where the parts end depends on the row alone. Servers read in parts by themselves.
     """
-    counts = want.counts(tokens)
+    counts, texts = want.counts(tokens), list(tokens)
+
+    def together(places: Sequence[int], want: Want) -> list[Read[RowT] | Failure[RowT]]:
+        mine = [rows[i] for i in places]
+        try:
+            read = model.extend([caches[i] for i in places], [texts[i] for i in places], want)
+        except EngineError as error:
+            if len(places) == 1:
+                return [Failure(mine[0], error)]
+        else:
+            return [Read(mine, read)]
+        return [
+            found for i in places for found in together([i], replace(want, positions=(counts[i],)))
+        ]
+
     long = [
         i
-        for i, (part, count) in enumerate(zip(tokens, counts, strict=True))
-        if len(part) - count > AT_ONCE and not isinstance(model, TokenModel)
+        for i, (text, count) in enumerate(zip(tokens, counts, strict=True))
+        if len(text) - count > AT_ONCE and not isinstance(model, TokenModel)
     ]
     if not long:
-        return _together(model, rows, caches, tokens, want)
-    first = long[0]
-    part, nothing = tokens[first][:AT_ONCE], Want(insist=want.insist)
-    read = _together(model, [rows[first]], [caches[first]], [part], nothing)
-    found: list[Read[RowT] | Failure[RowT]] = [f for f in read if isinstance(f, Failure)]
+        return together(range(len(rows)), want)
+    texts[long[0]] = tokens[long[0]][:AT_ONCE]
+    part = together(long[:1], Want(insist=want.insist))
+    failures: list[Read[RowT] | Failure[RowT]] = [f for f in part if isinstance(f, Failure)]
     short = [i for i in range(len(rows)) if i not in long]
     if not short:
-        return found
-    wanted = replace(want, positions=tuple(counts[i] for i in short))
-    return found + _together(
-        model, [rows[i] for i in short], [caches[i] for i in short], [tokens[i] for i in short],
-        wanted,
-    )  # fmt: skip
-
-
-def _together(
-    model: CausalLM,
-    rows: Sequence[RowT],
-    caches: Sequence[KVCache],
-    tokens: Sequence[Sequence[int]],
-    want: Want,
-) -> list[Read[RowT] | Failure[RowT]]:
-    try:
-        return [Read(rows, model.extend(caches, tokens, want))]
-    except EngineError as error:
-        if len(rows) == 1:
-            return [Failure(rows[0], error)]
-    counts = want.counts(tokens)
-    return [
-        found
-        for row, cache, part, count in zip(rows, caches, tokens, counts, strict=True)
-        for found in _together(model, [row], [cache], [part], replace(want, positions=(count,)))
-    ]
+        return failures
+    return failures + together(short, replace(want, positions=tuple(counts[i] for i in short)))
