@@ -6,10 +6,8 @@ Of every test: no error in the console, nothing asked of another server.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,43 +15,19 @@ import numpy as np
 import pytest
 
 pytest.importorskip("uvicorn", reason="the serve extra is not installed")
+import browsing
+from browsing import PHONE, Watch, browser
 from serving.page_stand_in import ANSWER, PAGE, QUANTILES, THRESHOLD, StandIn, standing_in
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
-TIMEOUT = 60_000  # ms; a busy machine makes a slow page, not a wrong one
-DESKTOP = {"width": 1280, "height": 900}
-PHONE = {"width": 360, "height": 740}
+__all__ = ["browser"]
+
 RLO, ZWSP = "\u202e", "\u200b"
 HOSTILE = (
     f"a <img src=x onerror=alert(1)> </script><script>alert(2)</script> {RLO}abc def{ZWSP} end"
 )
-
-
-@dataclass
-class Watch:
-    """What went wrong on a page; `expected` is in the console errors that a test provokes."""
-
-    url: str
-    expected: str = "\0"
-    problems: list[str] = field(default_factory=list)
-
-    def attach(self, page: Page) -> None:
-        page.on("console", self.console)
-        page.on("pageerror", lambda error: self.problems.append(f"error: {error}"))
-        page.on("dialog", lambda dialog: self.problems.append(f"dialog: {dialog.message}"))
-        page.on("request", self.request)
-
-    def console(self, message: Any) -> None:
-        if message.type in {"error", "warning"} and self.expected not in message.text:
-            self.problems.append(f"console: {message.text}")
-
-    def request(self, request: Any) -> None:
-        if not request.url.startswith((self.url, "blob:")):
-            self.problems.append(f"asked {request.url}")
 
 
 @pytest.fixture(scope="module")
@@ -62,24 +36,8 @@ def stand_in() -> Iterator[StandIn]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if not CHROMIUM.exists():
-        pytest.skip(f"no Chromium at {CHROMIUM}; CHROMIUM=path names one")
-    with playwright.sync_playwright() as driver:
-        found = driver.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
-        )
-        yield found
-        found.close()
-
-
 def open_page(browser: Any, watch: Watch, ready: bool = True, **options: Any) -> Page:
-    context = browser.new_context(**({"viewport": DESKTOP, "accept_downloads": True} | options))
-    context.set_default_timeout(TIMEOUT)
-    page: Page = context.new_page()
-    watch.attach(page)
-    page.goto(watch.url)
+    page = browsing.open_page(browser, watch, **options)
     if ready:
         page.wait_for_selector("#chip:not(:empty)", state="attached")
     return page

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 pytest.importorskip("uvicorn", reason="the serve extra is not installed")
+from browsing import Watch, browser
 from crossroads.serving.app import Safety
 from crossroads.serving.safety import LOOPBACK_HOSTS
 from laws.pairs import scripted_pair
 from serving.live_server import KEY, Live, endless, live
-from serving.test_page import Watch, ask, browser, open_page, wait_for_tokens
+from serving.test_page import ask, open_page, wait_for_tokens
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
