@@ -139,6 +139,11 @@ class TokenRecord:
     top_logprobs: tuple[tuple[int, float], ...] | None = None
     proposals: tuple[tuple[int, float], ...] | None = None
 
+    @property
+    def replaced(self) -> bool:
+        """Whether the large model wrote another token than the small one had proposed."""
+        return self.writer is Role.LARGE and self.proposed_id not in (None, self.token_id)
+
 
 @dataclass(frozen=True, slots=True)
 class Usage:

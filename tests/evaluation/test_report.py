@@ -355,6 +355,7 @@ def test_the_numbers_of_the_page_are_those_of_results_json(written):
         assert numbers[system["system"]] == [
             shown(system["accuracy"]),
             shown(system["large_fraction"]),
+            words.percent(system["replaced_fraction"]),
             shown(system["tokens"], 1, 0),
             relative,
             shown(gap) if gap and gap["value"] is not None else words.NONE,
@@ -362,6 +363,10 @@ def test_the_numbers_of_the_page_are_those_of_results_json(written):
         ]
         assert costs[system["system"]][2] == relative
         assert costs[system["system"]][4] == f"{system['large_calls']:,}"
+        records = [r for a in folder.answers("gsm", system["system"]) for r in a.trace.records]
+        alone = system["kind"] in ("small", "large")
+        other = [r.writer is Role.LARGE and r.token_id != r.proposed_id for r in records]
+        assert system["replaced_fraction"] == (None if alone else sum(other) / len(other))
         assert endings[system["system"]][0] == f"{system['unparsed']}/20"
         assert endings[system["system"]][1] == f"{system['finish']['eos']}"
     assert endings["router"][2:] == ["0.3000", words.NONE, "90.0", "12.5"]

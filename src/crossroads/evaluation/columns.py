@@ -34,10 +34,7 @@ class Columns:
             token_ids=[record.token_id for record in records],
             large=large,
             asked=[wrote or r.lag > 0 for wrote, r in zip(large, records, strict=True)],
-            replaced=[
-                wrote and r.proposed_id is not None and r.proposed_id != r.token_id
-                for wrote, r in zip(large, records, strict=True)
-            ],
+            replaced=[record.replaced for record in records],
             proposed_ids=[record.proposed_id for record in records],
             scores=[record.score for record in records],
             entropies=[record.entropy for record in records],

@@ -218,18 +218,20 @@ def _results(result: TaskResult) -> Grid:
         for k in ks:
             yield words.estimate(system.pass_at[k]) if k in system.pass_at else words.NONE
         yield words.estimate(system.large_fraction)
+        yield words.percent(system.replaced_fraction)
         yield words.estimate(system.tokens, 0, 1)
         yield words.percent(system.cost / alone if alone else None)
         yield words.gap_percent(system.recovered)
         yield letters.get(system.system, words.NONE)
 
     header = (
-        "system", "correct %", *(f"pass@{k} %" for k in ks), "large_fraction %", "tokens / answer",
-        "cost, % of large alone", "recovered gap %", "letters",
+        "system", "correct %", *(f"pass@{k} %" for k in ks), "large_fraction %", "replaced %",
+        "tokens / answer", "cost, % of large alone", "recovered gap %", "letters",
     )  # fmt: skip
     notes = [
         "Brackets are 95 % intervals over problems. large_fraction is the share of generated "
-        "tokens that the large model wrote. Cost is active parameters per answer. Systems that "
+        "tokens that the large model wrote, replaced the share in which it wrote another one than "
+        "was proposed. Cost is active parameters per answer. Systems that "
         "share a letter are not separated by these problems."
     ]
     reasons = {s.recovered.reason for s in result.systems if s.recovered}

@@ -34,11 +34,12 @@ class SystemResult:
 
     accuracy: mean over problems of the mean over samples (avg@k). pass_at: by k, unbiased; only
     with several samples. unparsed: answers without a readable result; they are not correct.
-    large_fraction: share of generated tokens that the large model wrote. tokens: mean length of
-    an answer. active_parameters: per generated token, small + large_fraction x large + router.
-    cost: active parameters per answer, tokens x active_parameters (R2R, arXiv 2505.21600). router
-    share: of the active parameters. recovered: share of the gap between the models alone.
-    finish: how many answers ended in each way.
+    large_fraction: share of generated tokens that the large model wrote. replaced_fraction: share
+    in which it wrote another token than the small one had proposed; None for a model alone.
+    tokens: mean length of an answer. active_parameters: per generated token, small +
+    large_fraction x large + router. cost: active parameters per answer, tokens x active_parameters
+    (R2R, arXiv 2505.21600). router share: of the active parameters. recovered: share of the gap
+    between the models alone. finish: how many answers ended in each way.
     """
 
     task: str
@@ -51,6 +52,7 @@ class SystemResult:
     unparsed: int
     finish: Mapping[str, int]
     large_fraction: Estimate
+    replaced_fraction: float | None
     tokens: Estimate
     tokens_per_second: float
     active_parameters: float
@@ -105,6 +107,7 @@ class _Tally:
     correct: dict[str, dict[int, bool]] = field(default_factory=dict)
     usage: dict[str, Usage] = field(default_factory=dict)
     active: float = 0.0
+    replaced: int = 0
     unparsed: int = 0
     seconds: float = 0.0
     finish: Counter[str] = field(default_factory=Counter)
@@ -115,6 +118,7 @@ class _Tally:
         self.correct.setdefault(problem, {})[answer.sample] = answer.grade.correct
         self.usage[problem] = self.usage.get(problem, Usage()) + answer.trace.usage
         self.active += active_parameters(records, small, large, router) * len(records)
+        self.replaced += sum(record.replaced for record in records)
         self.unparsed += answer.grade.unparsed
         self.seconds += answer.seconds
         self.finish[answer.trace.finish_reason.value] += 1
@@ -240,6 +244,7 @@ def _result(
     usage = sum(tally.usage.values(), Usage())
     generated = usage.generated_tokens
     samples = len(correct[0])
+    alone = system.kind in (SystemKind.SMALL, SystemKind.LARGE)
     active = tally.active / generated if generated else 0.0
     scored = bool(system.router_parameters)
     thresholds = system.thresholds or {}
@@ -254,6 +259,7 @@ def _result(
         unparsed=tally.unparsed,
         finish=dict(sorted(tally.finish.items())),
         large_fraction=_fraction(list(tally.usage.values())),
+        replaced_fraction=None if alone else tally.replaced / max(1, generated),
         tokens=_length(list(tally.usage.values()), samples, record.settings["max_tokens"]),
         tokens_per_second=generated / tally.seconds if tally.seconds else 0.0,
         active_parameters=active,
