@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -45,6 +48,77 @@ def test_the_readmes_tree_names_files_that_exist() -> None:
         p.name for folder in FOLDERS for p in (ROOT / "src").rglob(f"{folder}/*.py")
     }
     assert unnamed - modules_of_named_folders - {"hub_worker.py", "gguf_rows.py"} == set()
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+OPERATORS = {"|", ">", ">>", "<", "&", "&&", "||", ";"}
+
+
+def commands_in(page: Path) -> Iterator[list[str]]:
+    """Yield the words after `crossroads` of each command in a page's code."""
+    text = page.read_text()
+    fenced = "\n".join(re.findall(r"^```(?:bash|sh|console|)\n(.*?)^```", text, re.M | re.S))
+    indented = "\n".join(re.findall(r"^ {4}(.*)$", text, re.M))
+    # A command goes on in lines that are indented further.
+    code = re.sub(r"[ \\]*\n[ ]+", " ", f"{fenced}\n{indented}")
+    for line in code.splitlines():
+        if found := re.match(r"(?:\$ )?(?:[A-Z_]+=\S+ )*crossroads (.*)", line.strip()):
+            words = shlex.split(found[1], comments=True)
+            ends = [i for i, word in enumerate(words) if word in OPERATORS]
+            yield words[: min(ends, default=len(words))]
+
+
+def check_command(words: list[str]) -> None:
+    """Parse a command as the program would, without looking at what its values mean.
+
+    Raises:
+        click.UsageError: there is no such verb or option.
+    """
+    from crossroads.cli.main import cli
+
+    context = click.Context(cli, info_name="crossroads", **cli.context_settings)
+    command: click.Command = cli
+    while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+        found = command.get_command(context, words[0])
+        if found is None:
+            raise click.UsageError(f"no such verb: {words[0]}")
+        command, words = found, words[1:]
+        context = click.Context(command, info_name=command.name, parent=context)
+    command.make_parser(context).parse_args(list(words))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_of_a_page_has_the_options_that_it_uses(page: Path) -> None:
+    for words in commands_in(page):
+        try:
+            check_command(words)
+        except click.UsageError as error:
+            pytest.fail(f"crossroads {shlex.join(words)}: {error.message}")
+
+
+def test_commands_are_found_and_wrong_ones_refused() -> None:
+    assert sum(1 for page in PAGES for _ in commands_in(page)) > 60
+    check_command(["serve", "--small", "a", "--port", "x"])
+    for words in (["serve", "--smal-model", "a"], ["serv"], ["serve", "--small"]):
+        with pytest.raises(click.UsageError):
+            check_command(words)
+
+
+def test_the_compose_file_starts_what_there_is() -> None:
+    yaml = pytest.importorskip("yaml")
+    text = (ROOT / "docs" / "guides" / "vllm.md").read_text()
+    (block,) = re.findall(r"^```yaml\n(.*?)^```", text, re.M | re.S)
+    file = yaml.safe_load(block)
+    services = file["services"]
+    program, *words = shlex.split(services["crossroads"]["entrypoint"])
+    assert program == "crossroads"
+    check_command(words)
+    for name in ("small", "large"):
+        arguments = shlex.split(services[name]["command"])
+        port = arguments[arguments.index("--port") + 1]
+        assert f"http://{name}:{port}" in words
+    assert set(services["crossroads"]["depends_on"]) < set(services)
+    assert set(services["crossroads"]["secrets"]) == set(file["secrets"])
 
 
 def test_every_readme_command_is_one_of_ours() -> None:
