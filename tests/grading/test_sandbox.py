@@ -119,13 +119,13 @@ def test_sets_have_one_order() -> None:
 @needs_sandbox
 def test_many_run_at_once_from_other_threads() -> None:
     def numbered(number: int) -> str:
-        return run(f"import time\ntime.sleep(1)\nraise ValueError({number})").error
+        return run(f"import time\ntime.sleep(3)\nraise ValueError({number})").error
 
     started = time.monotonic()
     with ThreadPoolExecutor(8) as pool:
         errors = list(pool.map(numbered, range(8)))
     assert [f"ValueError: {number} " in error for number, error in enumerate(errors)] == [True] * 8
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - started < 20  # one after the other takes 24
 
 
 # What it cannot pretend

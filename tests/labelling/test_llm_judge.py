@@ -510,7 +510,7 @@ def test_closing_early_leaves_nothing_behind() -> None:
         next(stream)
         start = time.monotonic()
         stream.close()
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 20
         assert len(endpoint.bodies) <= 5
         left = set(threading.enumerate()) - before - {endpoint.thread}
         assert not [t for t in left if "process_request_thread" not in t.name]
@@ -528,7 +528,7 @@ def test_closing_early_does_not_wait_for_tries_to_come() -> None:
         assert next(stream).case_id == case(0).id
         start = time.monotonic()
         stream.close()
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 20
 
 
 @pytest.mark.slow
