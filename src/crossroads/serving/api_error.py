@@ -135,6 +135,16 @@ def method_not_allowed(method: str, allowed: Iterable[str]) -> ApiError:
     )
 
 
+def too_slow(seconds: float) -> ApiError:
+    """Return a 408: the body had not come after so many seconds."""
+    return ApiError(
+        408,
+        f"the body had not come after {seconds:g} s, the longest that this server waits for one",
+        code="body_too_slow",
+        headers={"Connection": "close"},
+    )
+
+
 def too_large(most_bytes: int) -> ApiError:
     """Return a 413: the body has more than `most_bytes` bytes."""
     return ApiError(

@@ -45,12 +45,16 @@ _OPEN_PATHS = ("/", "/page/*", "/health")
 
 @dataclass(frozen=True, slots=True)
 class Safety:
-    """Who may speak to the server; see `serving.safety`. hosts: None allows every Host header."""
+    """Who may speak to the server; see `serving.safety`.
+
+    hosts: None allows every Host header. body_seconds: how long a request's body may take.
+    """
 
     key: str | None = None
     hosts: Collection[str] | None = None
     origins: Collection[str] = ()
     most_bytes: int = 4 * 1024 * 1024
+    body_seconds: float = 60.0
 
 
 def create_app(service: Service, safety: Safety = Safety()) -> Starlette:
@@ -95,7 +99,8 @@ def _middleware(service: Service, safety: Safety) -> list[Middleware]:
     ]
     if safety.key is not None:
         layers.append(Middleware(ApiKey, safety.key, _OPEN_PATHS))
-    return [*layers, Middleware(BodyLimit, safety.most_bytes), Middleware(JsonCheck)]
+    limit = Middleware(BodyLimit, safety.most_bytes, safety.body_seconds)
+    return [*layers, limit, Middleware(JsonCheck)]
 
 
 class _Refusals:

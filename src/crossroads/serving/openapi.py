@@ -42,6 +42,7 @@ _ERRORS = {
     403: "A web page of another origin asks.",
     404: "There is no such model or path.",
     405: "The path is not served for this method.",
+    408: "The body did not come in time.",
     413: "The body is too large.",
     415: "The body is not application/json.",
     421: "The Host header names another server.",
@@ -51,7 +52,7 @@ _ERRORS = {
     504: "The answer took too long.",
 }
 _READING = (401, 405, 421, 500)
-_GENERATING = (400, 401, 403, 404, 405, 413, 415, 421, 429, 500, 503, 504)
+_GENERATING = (400, 401, 403, 404, 405, 408, 413, 415, 421, 429, 500, 503, 504)
 
 _HEADERS = {
     401: {"WWW-Authenticate": {"description": "Bearer", "schema": {"type": "string"}}},

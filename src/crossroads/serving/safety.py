@@ -9,6 +9,7 @@ this order, outermost first: SecurityHeaders, HostCheck, OriginCheck, ApiKey, Bo
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
 import re
@@ -26,6 +27,7 @@ from crossroads.serving.api_error import (
     invalid_request,
     misdirected,
     too_large,
+    too_slow,
     unauthorised,
     unsupported_media_type,
 )
@@ -92,30 +94,41 @@ class ApiKey:
 
 
 class BodyLimit:
-    """Refuses bodies of more than `most_bytes` bytes, by what they say and by what they are."""
+    """Refuses bodies of more than `most_bytes` bytes, by what they say and by what they are.
 
-    def __init__(self, app: ASGIApp, most_bytes: int) -> None:
+    And those that take longer than `seconds`: who sends little by little holds a connection.
+    """
+
+    def __init__(self, app: ASGIApp, most_bytes: int, seconds: float = 60.0) -> None:
         """Guard `app`."""
         self._app = app
         self._most = most_bytes
+        self._seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, and answer 413 once its body is too large."""
+        """Pass the request on, and answer 413 or 408 once its body is too large or too slow."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         if (at_once := self._stated(scope)) is not None:
             await at_once.response()(scope, receive, send)
             return
-        refusal = too_large(self._most)
-        read, started = 0, False
+        large, slow = too_large(self._most), too_slow(self._seconds)
+        read, started, whole = 0, False, False
+        until = asyncio.get_running_loop().time() + self._seconds
 
         async def counted() -> Message:
-            nonlocal read
-            message = await receive()
+            nonlocal read, whole
+            try:
+                # What is received after the body is that the client has left, whenever it does.
+                async with asyncio.timeout_at(None if whole else until):
+                    message = await receive()
+            except TimeoutError:
+                raise slow from None
+            whole = whole or not message.get("more_body", False)
             read += len(message.get("body", b""))
             if read > self._most:
-                raise refusal
+                raise large
             return message
 
         async def watched(message: Message) -> None:
@@ -126,9 +139,9 @@ class BodyLimit:
         try:
             await self._app(scope, counted, watched)
         except ApiError as error:
-            if error is not refusal or started:
+            if error not in (large, slow) or started:
                 raise
-            await refusal.response()(scope, receive, send)
+            await error.response()(scope, receive, send)
 
     def _stated(self, scope: Scope) -> ApiError | None:
         """Return what is wrong with the length that the request states, if anything."""

@@ -18,6 +18,7 @@ from crossroads.errors import ConfigError
 logger = logging.getLogger("crossroads.serving")
 
 _LEAVING = 5.0  # seconds, after the last answer, for clients to read it
+_SILENT = 60.0  # seconds that a connection may take to say what it wants
 _KEEP_ALIVE = 75.0  # seconds that an idle connection stays open: longer than most clients keep one
 
 
@@ -81,6 +82,7 @@ class Server(uvicorn.Server):
         self._draining: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing: dict[asyncio.Transport, float] = {}  # and when that was first seen
+        self._silent: dict[asyncio.Transport, tuple[object, float]] = {}
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until told to stop."""
@@ -105,6 +107,7 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Look after the connections; return whether to stop."""
         self._drop_unread()
+        self._drop_silent()
         return await super().on_tick(counter)
 
     def _drop_unread(self) -> None:
@@ -119,6 +122,25 @@ class Server(uvicorn.Server):
         for transport, since in self._closing.items():
             if now - since >= _LEAVING:
                 transport.abort()
+
+    def _drop_silent(self) -> None:
+        """Give up connections that are open and on which no request comes, or only half of one.
+
+        Those between two requests have a time of their own, which ends when the next one begins.
+        """
+        now = time.monotonic()
+        silent = {}
+        for connection in self.server_state.connections:
+            cycle, transport = connection.cycle, connection.transport
+            works = cycle is not None and not cycle.response_complete
+            if transport is None or works or connection.timeout_keep_alive_task is not None:
+                continue
+            # The last request is remembered, so that a quick one between two looks counts.
+            before, since = self._silent.get(transport, (cycle, now))
+            silent[transport] = (cycle, since if before is cycle else now)
+            if now - silent[transport][1] >= _SILENT:
+                transport.abort()
+        self._silent = silent
 
     def _begin_drain(self) -> None:
         if self._draining is None:
