@@ -20,15 +20,14 @@ from crossroads.models.completions import CompletionsLM
 from crossroads.models.completions_probe import find_out
 from crossroads.models.completions_wire import Completions, LlamaCpp, TokenFinder, Told
 from crossroads.models.pairs import Pair
-from crossroads.models.server_pool import Patience
 from crossroads.routing.routers.heuristics import entropy
 from crossroads.types import Cause, OnLoss, Role, Trace
 from laws.pairs import alone, mixed, random_requests, scripted_pair
 from orchestrator.fake_completions import KINDS, FakeCompletions, fake_completions
 from orchestrator.fake_server import fake_server
+from orchestrator.patience import STEADY
 
 MIDDLE = 0.65
-HASTY = Patience(connect=10.0, token=5.0, down=0.05, give_up=0.5)
 
 
 @contextmanager
@@ -38,8 +37,8 @@ def served(
     pair = scripted_pair() if pair is None else pair
     with fake_completions(pair.large, pair.tokenizer, kind, **fields) as fake:
         info = pair.large.info
-        found = find_out([fake.url], pair.tokenizer, info.eos_ids, HASTY)
-        model = CompletionsLM(info, [fake.url], found, pair.tokenizer, HASTY)
+        found = find_out([fake.url], pair.tokenizer, info.eos_ids, STEADY)
+        model = CompletionsLM(info, [fake.url], found, pair.tokenizer, STEADY)
         try:
             yield model, fake
             assert model.alive == 0
@@ -141,7 +140,7 @@ def test_the_context_is_the_servers_if_that_is_shorter() -> None:
 def test_vllm_is_told_apart() -> None:
     pair = scripted_pair()
     with fake_server(pair.large, None) as fake:
-        found = find_out([fake.url], pair.tokenizer, pair.large.info.eos_ids, HASTY)
+        found = find_out([fake.url], pair.tokenizer, pair.large.info.eos_ids, STEADY)
         assert found.dialect is None
 
 
@@ -186,7 +185,7 @@ def test_servers_of_two_kinds_are_refused() -> None:
         fake_completions(pair.large, pair.tokenizer, "text") as second,
         pytest.raises(EngineError, match="are not of one kind"),
     ):
-        find_out([first.url, second.url], pair.tokenizer, pair.large.info.eos_ids, HASTY)
+        find_out([first.url, second.url], pair.tokenizer, pair.large.info.eos_ids, STEADY)
 
 
 # Tokens that text does not tell

@@ -14,20 +14,20 @@ from crossroads.decoding.engine import Engine
 from crossroads.decoding.mixed import MixedLoop, MixedModels, generate
 from crossroads.decoding.request import Request
 from crossroads.errors import EngineError, UnreachableError
-from crossroads.models.base import Want
+from crossroads.models.base import CausalLM, Want
 from crossroads.models.remote import RemoteLM
 from crossroads.models.server_pool import Patience
 from crossroads.routing.routers.heuristics import entropy
 from crossroads.types import Cause, FinishReason, OnLoss, Role, Trace
 from laws.pairs import VOCAB, alone, mixed, random_requests, scripted_pair
 from orchestrator.fake_server import FakeServer, fake_server
+from orchestrator.patience import HASTY, STEADY
 
 MIDDLE = 0.65
-HASTY = Patience(connect=10.0, token=5.0, down=0.05, give_up=0.5)
 
 
 @contextmanager
-def remote(patience: Patience = HASTY) -> Iterator[tuple[MixedModels, FakeServer]]:
+def remote(patience: Patience = STEADY) -> Iterator[tuple[MixedModels, FakeServer]]:
     pair = scripted_pair()
     with fake_server(pair.large, None) as fake:
         model = RemoteLM(pair.large.info, [fake.url], patience)
@@ -36,6 +36,14 @@ def remote(patience: Patience = HASTY) -> Iterator[tuple[MixedModels, FakeServer
             assert model.alive == 0
         finally:
             model.close()
+
+
+def wait_for(model: CausalLM) -> None:
+    """Wait until a model knows that a server of its is up."""
+    assert isinstance(model, RemoteLM)
+    end = time.monotonic() + 30
+    while not model._client.available and time.monotonic() < end:
+        time.sleep(0.01)
 
 
 def requests_of(count: int, **fields: object) -> list[Request]:
@@ -116,7 +124,7 @@ def test_a_dead_server_is_asked_once_by_a_row_and_routing_goes_on_when_it_is_bac
             if count == 30:
                 assert len(fake.requests) <= before + len(requests)
                 fake.refuse = 0
-                time.sleep(0.5)
+                wait_for(models.large)
 
         found = run(models, requests, revive)
     causes = [r.cause for trace in found for r in trace.records]
@@ -128,13 +136,13 @@ def test_a_dead_server_is_asked_once_by_a_row_and_routing_goes_on_when_it_is_bac
 
 
 def test_a_server_that_stands_still_holds_nobody_up_twice() -> None:
-    patience = dataclasses.replace(HASTY, token=0.3, connect=0.3)
+    patience = dataclasses.replace(STEADY, token=0.3, connect=0.3)
     requests = requests_of(3, threshold=0.0)
     with remote(patience) as (models, fake):
         fake.asleep = 60.0
         began = time.monotonic()
         found = run(models, requests)
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 30
     expected = alone(scripted_pair(), Role.SMALL, requests)
     assert [t.token_ids for t in found] == [t.token_ids for t in expected]
 
@@ -202,17 +210,17 @@ def test_the_large_model_alone_fails_without_delay_where_others_would_wait_with_
                 trace = event.trace
             return trace
 
-    with remote(dataclasses.replace(HASTY, give_up=60.0)) as (models, fake):
+    with remote() as (models, fake):
         fake.refuse = 503
         began = time.monotonic()
         trace = asyncio.run(both(models))
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 30
     assert trace is not None
     assert trace.token_ids == alone(scripted_pair(), Role.SMALL, [request])[0].token_ids
 
 
 def test_who_insists_is_told_that_nobody_answered() -> None:
-    with remote() as (models, fake):
+    with remote(HASTY) as (models, fake):
         fake.refuse = 503
         cache = models.large.new_cache()
         with pytest.raises(UnreachableError, match="has answered for"):

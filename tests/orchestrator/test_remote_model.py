@@ -21,17 +21,19 @@ from crossroads.routing.routers.heuristics import entropy
 from crossroads.types import Trace
 from laws.pairs import VOCAB, mixed, random_requests, scripted_pair
 from orchestrator.fake_server import FakeServer, fake_server
+from orchestrator.patience import HASTY, STEADY
 
 MIDDLE = 0.65
-HASTY = Patience(connect=1.0, token=5.0, down=0.05, give_up=0.5)
 
 
 @contextmanager
-def remote(replicas: int = 1) -> Iterator[tuple[RemoteLM, list[FakeServer]]]:
+def remote(
+    replicas: int = 1, patience: Patience = STEADY
+) -> Iterator[tuple[RemoteLM, list[FakeServer]]]:
     large = scripted_pair().large
     with fake_server(large, None) as first, fake_server(large, None) as second:
         fakes = [first, second][:replicas]
-        model = RemoteLM(large.info, [fake.url for fake in fakes], HASTY)
+        model = RemoteLM(large.info, [fake.url for fake in fakes], patience)
         try:
             yield model, fakes
         finally:
@@ -83,7 +85,8 @@ def test_rows_survive_a_server_that_goes_away_and_fail_when_all_have() -> None:
     with remote(2) as (model, fakes):
         fakes[0].refuse = 503
         assert [t.token_ids for t in run(model, requests)] == [t.token_ids for t in expected]
-        fakes[1].refuse = 503
+    with remote(2, HASTY) as (model, fakes):
+        fakes[0].refuse = fakes[1].refuse = 503
         with pytest.raises(EngineError, match="no server of large has answered"):
             run(model, requests)
         assert model.alive == 0
@@ -107,7 +110,7 @@ def test_a_row_that_the_server_refuses_takes_no_other_with_it() -> None:
 
 
 def test_a_failed_extend_changes_no_cache_and_crop_is_a_matter_of_tokens() -> None:
-    with remote() as (model, fakes):
+    with remote(patience=HASTY) as (model, fakes):
         cache = model.new_cache()
         first = model.extend([cache], [[5, 6, 7]], Want(top_k=4))
         fakes[0].refuse = 503

@@ -35,20 +35,20 @@ from crossroads.types import Message, Problem, Role, SilentProgress, Trace
 from decoding.test_branches import After, stems
 from laws.pairs import VOCAB, alone, random_requests
 from orchestrator.fake_server import FakeServer, fake_server
+from orchestrator.patience import HASTY, STEADY
 from orchestrator.test_orchestrator import spare_pair
 
-HASTY = Patience(connect=1.0, token=5.0, down=0.05, give_up=0.5)
 PLAIN, LOGITS, LOGPROBS = "raw_logprobs", "processed_logits", "processed_logprobs"
 
 
 @contextmanager
-def served(mode: str = PLAIN) -> Iterator[tuple[Pair, FakeServer]]:
+def served(mode: str = PLAIN, patience: Patience = STEADY) -> Iterator[tuple[Pair, FakeServer]]:
     """Yield a pair whose large model is behind a server, with the plugin unless it is plain."""
     pair = spare_pair()
     with fake_server(spare_pair().large, None if mode == PLAIN else never(VOCAB)) as fake:
         fake.mode = mode
         reserved = reserve(pair.tokenizer, VOCAB)
-        large = RemoteLM(pair.large.info, [fake.url], HASTY, reserved)
+        large = RemoteLM(pair.large.info, [fake.url], patience, reserved)
         try:
             yield dataclasses.replace(pair, large=large), fake
         finally:
@@ -238,7 +238,7 @@ def test_a_server_that_dies_is_one_sentence_and_finished_answers_stay(tmp_path: 
             if self.stages[self.current] > 3:
                 fake.refuse, fake.break_after = 503, 0
 
-    with served() as (pair, fake):
+    with served(patience=HASTY) as (pair, fake):
         fake.delay = 0.002
         with pytest.raises(EngineError, match="no server of large has answered"):
             respond_to(pair, tmp_path, progress=Deadly())
