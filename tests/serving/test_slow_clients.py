@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 import pytest
 
 pytest.importorskip("uvicorn", reason="the serve extra is not installed")
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
 from crossroads.serving.app import Safety
 from crossroads.serving.safety import LOOPBACK_HOSTS
 from crossroads.serving.server import Server
@@ -117,7 +119,7 @@ def test_each_request_has_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
         "crossroads.serving.server.time", SimpleNamespace(monotonic=lambda: clock.now)
     )
     server = Server(Mock(), Mock(), shutdown_seconds=1)
-    connection = Mock(cycle=None, timeout_keep_alive_task=None)
+    connection = Mock(H11Protocol, cycle=None, transport=Mock(), timeout_keep_alive_task=None)
     server.server_state.connections = {connection}
 
     def aborted_after(seconds: float) -> bool:

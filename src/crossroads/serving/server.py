@@ -11,6 +11,7 @@ from types import FrameType
 
 import uvicorn
 from starlette.applications import Starlette
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from crossroads.decoding.engine import GenerationEngine
 from crossroads.errors import ConfigError
@@ -72,6 +73,7 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                http="h11",  # whose connections are looked at here
                 ws="none",
                 timeout_keep_alive=int(_KEEP_ALIVE),
                 timeout_graceful_shutdown=int(shutdown_seconds + _LEAVING) + 1,
@@ -131,6 +133,7 @@ class Server(uvicorn.Server):
         now = time.monotonic()
         silent = {}
         for connection in self.server_state.connections:
+            assert isinstance(connection, H11Protocol)
             cycle, transport = connection.cycle, connection.transport
             works = cycle is not None and not cycle.response_complete
             if transport is None or works or connection.timeout_keep_alive_task is not None:
