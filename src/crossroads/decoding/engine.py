@@ -21,11 +21,16 @@ from crossroads.decoding.kept import KeptCaches
 from crossroads.decoding.mixed import MixedLoop, MixedModels
 from crossroads.decoding.reading import Event, checked
 from crossroads.decoding.request import Request, check_request
+from crossroads.decoding.served_loop import ServedLoop
 from crossroads.decoding.single import SingleLoop
 from crossroads.errors import BusyError, ClosedError, CrossroadsError, StoppedError
+from crossroads.models.base import CausalLM
+from crossroads.models.served import ServedLM
 from crossroads.types import ModelInfo, OnLoss, Role
 
-_LOOK_AGAIN = 0.05  # seconds between two looks at whether a draining engine is empty
+_LOOK_AGAIN = (
+    0.05  # seconds between two looks at what there is to do, where nothing wakes the thread
+)
 
 
 News = Event | CrossroadsError
@@ -104,6 +109,10 @@ class GenerationEngine(Protocol):
     ) -> Accepted:
         """Accept a request; see `Engine.submit`."""
 
+    @property
+    def discarded_ahead(self) -> int | None:
+        """Small tokens that were written ahead of the large model in vain; None: it never does."""
+
     async def drain(self, seconds: float) -> int:
         """Take no more requests, let those that are here end for so long, then close."""
 
@@ -174,12 +183,10 @@ class Engine:
         self._max_waiting = max_waiting
         self._kept = KeptCaches(keep)
         self._mixed = MixedLoop(models, overlap=overlap, kept=self._kept, on_loss=on_loss)
-        self._loops: dict[Role | None, MixedLoop | SingleLoop] = {
+        self._loops: dict[Role | None, MixedLoop | SingleLoop | ServedLoop] = {
             None: self._mixed,
-            Role.SMALL: SingleLoop(models.small, Role.SMALL, models.tokenizer, self._kept),
-            Role.LARGE: SingleLoop(
-                models.large, Role.LARGE, models.tokenizer, self._kept, insist=insist
-            ),
+            Role.SMALL: self._alone(Role.SMALL, models.small, insist=True),
+            Role.LARGE: self._alone(Role.LARGE, models.large, insist=insist),
         }
         self._inbox: queue.SimpleQueue[_Ticket | None] = queue.SimpleQueue()
         self._waiting: deque[_Ticket] = deque()
@@ -188,6 +195,10 @@ class Engine:
         self._closed: ClosedError | None = None
         self._thread = threading.Thread(target=self._serve, name="crossroads", daemon=True)
         self._thread.start()
+
+    def _alone(self, role: Role, model: CausalLM, *, insist: bool) -> SingleLoop | ServedLoop:
+        kind = ServedLoop if isinstance(model, ServedLM) else SingleLoop
+        return kind(model, role, self._models.tokenizer, self._kept, insist=insist)  # type: ignore[arg-type]
 
     @property
     def models(self) -> MixedModels:
@@ -217,6 +228,11 @@ class Engine:
     def closed(self) -> ClosedError | None:
         """Why no request is taken any more; None while they are."""
         return self._closed
+
+    @property
+    def discarded_ahead(self) -> None:
+        """Nothing: the small model waits for the large one."""
+        return None
 
     async def generate(
         self, request: Request, *, alone: Role | None = None
@@ -358,9 +374,14 @@ class Engine:
         for alone, loop in self._loops.items():
             if not loop.active:
                 continue
-            if alone is Role.LARGE:
-                self._mixed.wait()  # one reader at a time
-            for event in loop.step():
+            if isinstance(loop, ServedLoop) and not loop.reads:
+                # Whoever waits for a server must not hold up other rows, or new ones for long.
+                events = loop.step(_LOOK_AGAIN if loop.active == len(self._rows) else 0.0)
+            else:
+                if alone is Role.LARGE:
+                    self._mixed.wait()  # one reader at a time
+                events = loop.step()
+            for event in events:
                 self._deliver(alone, event)
 
     def _deliver(self, alone: Role | None, event: Event) -> None:

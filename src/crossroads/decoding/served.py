@@ -66,6 +66,10 @@ def write_jobs(
             if not running:
                 return
             written = writing.next()
+            assert written is not None
+            if written.error is not None:
+                raise written.error
+            assert written.token_id is not None
             job = running[written.number]
             ended = job.add(written.token_id)
             if on_token is not None:
@@ -84,17 +88,18 @@ def generate_served(
     on_token: Callable[[int], None] | None,
 ) -> Iterator[tuple[int, Trace]]:
     """Yield (index of the request, its trace); see `single.generate_alone`."""
-    jobs = (_Row(i, request, model, role, tokenizer) for i, request in enumerate(requests))
+    jobs = (ServedRow(i, request, model, role, tokenizer) for i, request in enumerate(requests))
     for row in write_jobs(model, jobs, max_rows, on_token):
         yield row.index, row.state.trace()
 
 
-class _Row:
+class ServedRow:
     """A request that a model answers by itself."""
 
     def __init__(
         self, index: int, request: Request, model: ServedLM, role: Role, tokenizer: Tokenizer
     ) -> None:
+        """Check the request; see `RowState`."""
         self.index = index
         self._role = role
         self.state = RowState(request, [model.info], tokenizer, elsewhere=True)
@@ -110,7 +115,7 @@ class _Row:
         )
 
     def add(self, token_id: int) -> bool:
-        """Write a token, as `SingleLoop` records it."""
+        """Write a token, as `SingleLoop` records it; return whether the row ends with it."""
         state = self.state
         lag = 0
         if self._role is Role.LARGE:

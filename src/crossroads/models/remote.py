@@ -120,9 +120,9 @@ class RemoteLM(TokenModel):
             self._has_plugin = self._thread.wait(has_plugin(self._client, self._reserved))
         return self._has_plugin
 
-    def writing(self) -> RemoteWriting:
+    def writing(self, *, insist: bool = True) -> RemoteWriting:
         """Return room for passages, a streamed request each."""
-        return RemoteWriting(self._client, self._thread.submit, self._drawing)
+        return RemoteWriting(self._client, self._thread.submit, self._drawing, insist=insist)
 
     def _drawing(self, passage: Passage) -> Drawing:
         params, stop = passage.sampling, sorted(set(passage.stop_ids))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import aclosing
@@ -46,9 +47,15 @@ class RemoteWriting:
     """Open requests and what has come of them; see `served.Writing`."""
 
     def __init__(
-        self, client: VllmClient, submit: Submit, drawing: Callable[[Passage], Drawing]
+        self,
+        client: VllmClient,
+        submit: Submit,
+        drawing: Callable[[Passage], Drawing],
+        *,
+        insist: bool = True,
     ) -> None:
-        """Start without passages. drawing: how a passage is asked for."""
+        """Start without passages. drawing: how a passage is asked for. insist: as in `Want`."""
+        self._insist = insist
         self._client = client
         self._submit = submit
         self._drawing = drawing
@@ -64,15 +71,20 @@ class RemoteWriting:
         self._open[number] = self._submit(self._write(number, passage, drawing))
         return number
 
-    def next(self) -> Written:
+    def next(self, seconds: float | None = None) -> Written | None:
         """Wait for a token; see `Writing.next`."""
+        until = None if seconds is None else time.monotonic() + seconds
         while True:
-            news = self._news.get()
+            try:
+                left = None if until is None else max(0.0, until - time.monotonic())
+                news = self._news.get(timeout=left)
+            except queue.Empty:
+                return None
             if news.number not in self._open:
                 continue
             if news.error is not None:
                 self.stop(news.number)
-                raise EngineError(str(news.error)) from news.error
+                return Written(news.number, None, EngineError(str(news.error)))
             return Written(news.number, news.token_id)
 
     def stop(self, number: int) -> None:
@@ -104,6 +116,7 @@ class RemoteWriting:
                 passage.max_tokens,
                 drawing.options,
                 passage.row,
+                insist=self._insist,
                 seconds=self._client.patience.text,
             )
             async with aclosing(tokens):

@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from crossroads.errors import EngineError
 from crossroads.models.base import CausalLM
 from crossroads.sampling import SamplingParams
 from crossroads.types import Role
@@ -36,10 +37,14 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """The next token of a passage; `number` is the one that `begin` gave it."""
+    """The next token of a passage, or why there is none; `number` is the one that `begin` gave it.
+
+    A passage fails where its server does, or ends although nobody stopped it.
+    """
 
     number: int
-    token_id: int
+    token_id: int | None
+    error: EngineError | None = None
 
 
 class Writing(Protocol):
@@ -52,11 +57,10 @@ class Writing(Protocol):
             RequestError: it cannot be drawn there as it asks.
         """
 
-    def next(self) -> Written:
+    def next(self, seconds: float | None = None) -> Written | None:
         """Wait for the next token of any passage that has begun and was not stopped.
 
-        Raises:
-            EngineError: a passage failed, or ended although nobody stopped it.
+        None: there was none within so many seconds. A passage that failed is stopped.
         """
 
     def stop(self, number: int) -> None:
@@ -96,8 +100,8 @@ class ServedLM(CausalLM, Protocol):
         If not, they come from the server's own random numbers.
         """
 
-    def writing(self) -> Writing:
-        """Return room for passages; close it in the end."""
+    def writing(self, *, insist: bool = True) -> Writing:
+        """Return room for passages; close it in the end. insist: as in `Want`."""
 
     def read(self, answers: Iterable[Answer], top_k: int, ahead: int) -> Iterator[Reading]:
         """Yield what the model says of each answer, in order.
