@@ -3,8 +3,10 @@
     python benchmarks/vllm_cost.py --small SMALL --large LARGE --out benchmarks/results/vllm.json
 
 SMALL and LARGE are folders of safetensors. Both servers are started here (the Python that runs this
-needs vLLM), the small one with the router `random`, so that any share of tokens can be routed. All
-ways take turns; read the ratios. "ideal" is t_small + large_fraction * t_large, each alone.
+needs vLLM). The router is by default `random`, of which any share of tokens can be routed; how
+often the large model then writes what was proposed, which is what running ahead lives on, is only
+true to life with a router that looks (`--router entropy`) and with text (`--text`). All ways take
+turns; read the ratios. "ideal" is t_small + large_fraction * t_large, each alone.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +33,26 @@ from crossroads.models.vllm_server import RunningServer, ServerPlan, free_port, 
 from crossroads.provenance import provenance
 from crossroads.types import Role
 from crossroads.vllm.asking import has_plugin
-from crossroads.vllm.engine import Servers, VllmEngine
+from crossroads.vllm.between import Ahead, Servers
+from crossroads.vllm.engine import VllmEngine
 from crossroads.vllm.pair import ElsewherePair, describe_pair
 
 SHARES = (0.05, 0.15, 0.3)
+NAMES = ("Ada", "Emil", "Mina", "Otto", "Rosa", "Tom")
+THINGS = ("apples", "books", "coins", "marbles", "pencils", "stamps")
 
 
 @dataclasses.dataclass(frozen=True)
 class Timed:
-    """Seconds per token and row, and the share that the large model wrote."""
+    """Seconds per token and row, the share that the large model wrote, and how.
+
+    agreed: share of its tokens that were proposed. in_vain: small tokens thrown away, per token.
+    """
 
     seconds: float
-    large_fraction: float
+    large_fraction: float = 0.0
+    agreed: float = 0.0
+    in_vain: float = 0.0
 
 
 def main() -> None:
@@ -54,6 +65,13 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--router", default="random")
+    parser.add_argument("--text", action="store_true", help="word problems, not random tokens")
+    parser.add_argument(
+        "--ahead", action="append", default=[], metavar="TOKENS,ASKS",
+        help="how far rows go before the large model answers; may be given again [0,0 comes first]",
+    )  # fmt: skip
+    parser.add_argument("--skip", nargs="+", default=[], help="ways that are left out")
     parser.add_argument(
         "--cores", nargs=2, metavar=("SMALL", "LARGE"),
         help="cores of each server on a CPU, as in VLLM_CPU_OMP_THREADS_BIND",
@@ -61,7 +79,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     pair = describe_pair(
-        options.small, options.large, "random", None, context_length=options.context
+        options.small, options.large, options.router, None, context_length=options.context
     )
     context = min(m.info.context_length for m in (pair.models.small, pair.models.large))
     with tempfile.TemporaryDirectory() as folder:
@@ -69,7 +87,7 @@ def main() -> None:
             ServerPlan(name, model, router, context, max(options.rows),
                        Path(folder) / f"{name}.log", options.args)
             for name, model, router in (
-                ("small", options.small, "random"), ("large", options.large, "never")
+                ("small", options.small, options.router), ("large", options.large, "never")
             )
         ]  # fmt: skip
         running: dict[str, RunningServer] = {}
@@ -96,56 +114,100 @@ async def _measure(
     await small.connect()
     await large.connect()
     servers = Servers(small, large, await has_plugin(large, pair.models))
-    engine = VllmEngine(pair.models, servers, max_rows=max(options.rows))
-    ways = _ways(engine, servers, options.tokens)
-    found: dict[str, Any] = {}
+    aheads = [Ahead(), *(Ahead(*map(int, text.split(","))) for text in options.ahead)]
+    engines = {
+        ahead: VllmEngine(pair.models, servers, max_rows=max(options.rows), ahead=ahead)
+        for ahead in aheads
+    }
+    prompts = partial(_requests, pair, tokens=options.tokens, text=options.text)
+    thresholds = await _thresholds(engines[Ahead()], prompts(8, -2))
+    ways = _ways(engines, servers, thresholds, options.tokens)
+    for name in options.skip:
+        del ways[name]
+    found: dict[str, Any] = {"thresholds": thresholds}
     for rows in options.rows:
         times: dict[str, list[Timed]] = {name: [] for name in ways}
         for repeat in range(-1, options.repeats):
             for name, way in ways.items():
-                timed = await way(_requests(pair, rows, repeat, options.tokens))
+                timed = await way(prompts(rows, repeat))
+                print(f"{rows} rows, repeat {repeat}, {name}: {timed}", flush=True)
                 if repeat >= 0:  # the first round warms up
                     times[name].append(timed)
         found[str(rows)] = _table(times)
-    await engine.close()
+    for engine in engines.values():
+        await engine.close()
     return found
+
+
+async def _thresholds(engine: VllmEngine, requests: Sequence[Request]) -> dict[float, float]:
+    """Return for each share the threshold that so many of the router's own scores reach."""
+    requests = [dataclasses.replace(r, threshold=1.5) for r in requests]
+    traces = await asyncio.gather(*(_trace(engine, r, None) for r in requests))
+    scores = [record.score for trace in traces for record in trace.records]
+    return {share: float(np.quantile(scores, 1 - share)) for share in SHARES}
 
 
 Way = Callable[[Sequence[Request]], Awaitable[Timed]]
 
 
-def _ways(engine: VllmEngine, servers: Servers, tokens: int) -> dict[str, Way]:
-    def mixed(threshold: float, alone: Role | None = None, **fields: Any) -> Way:
+def _ways(
+    engines: Mapping[Ahead, VllmEngine],
+    servers: Servers,
+    thresholds: Mapping[float, float],
+    tokens: int,
+) -> dict[str, Way]:
+    def mixed(
+        threshold: float,
+        alone: Role | None = None,
+        ahead: Ahead = Ahead(),  # noqa: B008
+        **fields: Any,
+    ) -> Way:
+        engine = engines[ahead]
+
         async def run(requests: Sequence[Request]) -> Timed:
             requests = [dataclasses.replace(r, threshold=threshold, **fields) for r in requests]
-            started = time.perf_counter()
+            before, started = engine.discarded_ahead, time.perf_counter()
             traces = await asyncio.gather(*(_trace(engine, r, alone) for r in requests))
             seconds = time.perf_counter() - started
             usage = sum((t.usage for t in traces[1:]), traces[0].usage)
-            per_row = usage.generated_tokens / len(requests)
-            return Timed(seconds / per_row, usage.large_fraction)
+            large = [r for t in traces for r in t.records if r.writer is Role.LARGE]
+            return Timed(
+                seconds / (usage.generated_tokens / len(requests)),
+                usage.large_fraction,
+                sum(not r.replaced for r in large) / max(1, len(large)),
+                (engine.discarded_ahead - before) / usage.generated_tokens,
+            )
 
         return run
 
     async def plain(requests: Sequence[Request]) -> Timed:
         started = time.perf_counter()
         await asyncio.gather(*(_plain(servers.small, r, tokens, tokens) for r in requests))
-        return Timed((time.perf_counter() - started) / tokens, 0.0)
+        return Timed((time.perf_counter() - started) / tokens)
 
     async def one_by_one(requests: Sequence[Request]) -> Timed:
         started = time.perf_counter()
         await asyncio.gather(*(_plain(servers.small, r, tokens, 1) for r in requests))
-        return Timed((time.perf_counter() - started) / tokens, 0.0)
+        return Timed((time.perf_counter() - started) / tokens)
+
+    def name(share: float, ahead: Ahead) -> str:
+        return f"routed {share:g}" + (
+            f", {ahead.tokens} ahead, {ahead.asks} asked" if ahead.tokens else ""
+        )
 
     return {
         "small, plain": plain,
         "small, plugin": mixed(1.5, Role.SMALL),
         "small, a request per token": one_by_one,
         "large alone": mixed(0.0, Role.LARGE),
-        **{f"routed {share:g}": mixed(1 - share) for share in SHARES},
+        **{
+            name(share, ahead): mixed(thresholds[share], ahead=ahead)
+            for share in SHARES
+            for ahead in engines
+        },
         # What it costs to ask at every place of a lag, however little is taken back.
-        "routed 0.15, revising": mixed(0.85, revise_below=1e-9),
-        "routed 0.15, 20 log-probabilities": mixed(0.85, logprobs=20),
+        "routed 0.15, revising": mixed(thresholds[0.15], revise_below=1e-9),
+        "routed 0.15, 20 log-probabilities": mixed(thresholds[0.15], logprobs=20),
     }
 
 
@@ -162,15 +224,29 @@ async def _plain(client: VllmClient, request: Request, count: int, at_once: int)
         tokens += [token.token_id async for token in stream]
 
 
-def _requests(pair: ElsewherePair, rows: int, repeat: int, tokens: int) -> list[Request]:
-    """Return prompts of 64 tokens that no cache has seen."""
-    generator = np.random.default_rng([rows, repeat + 1, int(time.time_ns() % 2**32)])
-    pieces = pair.models.tokenizer.pieces()
-    known = [i for i, piece in enumerate(pieces) if piece]
-    return [
-        Request(tuple(int(i) for i in generator.choice(known, 64)), max_tokens=tokens)
-        for _ in range(rows)
-    ]
+def _requests(
+    pair: ElsewherePair, rows: int, repeat: int, *, tokens: int, text: bool
+) -> list[Request]:
+    """Return prompts of about 64 tokens that no cache has seen."""
+    generator = np.random.default_rng([rows, repeat + 2, int(time.time_ns() % 2**32)])
+    write = _problem if text else _noise
+    return [Request(write(pair, generator), max_tokens=tokens) for _ in range(rows)]
+
+
+def _noise(pair: ElsewherePair, generator: np.random.Generator) -> tuple[int, ...]:
+    known = [i for i, piece in enumerate(pair.models.tokenizer.pieces()) if piece]
+    return tuple(int(i) for i in generator.choice(known, 64))
+
+
+def _problem(pair: ElsewherePair, generator: np.random.Generator) -> tuple[int, ...]:
+    a, b, c, d = generator.integers(2, 40, 4)
+    name, thing = generator.choice(NAMES), generator.choice(THINGS)
+    text = (
+        f"Problem {generator.integers(10**9)}: {name} has {a * b} {thing} and gives {b} of them to "
+        f"each of {a // 2} friends. Then {name} buys {c} boxes with {d} {thing} in each of them. "
+        f"How many {thing} does {name} have now?\nLet us think step by step.\n"
+    )
+    return tuple(pair.models.tokenizer.encode(text))
 
 
 def _table(times: dict[str, list[Timed]]) -> dict[str, Any]:
@@ -183,6 +259,8 @@ def _table(times: dict[str, list[Timed]]) -> dict[str, Any]:
         if name.startswith("routed"):
             row |= {"large_fraction": share, "x_ideal": middle[name] / (small + share * large)}
             row["x_large"] = large / middle[name]
+            row["agreed"] = statistics.median(t.agreed for t in found)
+            row["in_vain"] = statistics.median(t.in_vain for t in found)
         table[name] = row
     return table
 

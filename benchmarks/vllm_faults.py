@@ -34,7 +34,8 @@ from crossroads.models.vllm_server import RunningServer, ServerPlan, free_port, 
 from crossroads.provenance import provenance
 from crossroads.types import Cause, OnLoss, Trace
 from crossroads.vllm.asking import has_plugin
-from crossroads.vllm.engine import Servers, VllmEngine
+from crossroads.vllm.between import Ahead, Servers
+from crossroads.vllm.engine import VllmEngine
 from crossroads.vllm.pair import ElsewherePair, describe_pair
 
 Fault = Callable[["Line"], Awaitable[None]]
@@ -68,6 +69,10 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--tokens", type=int, default=120)
     parser.add_argument("--requests", type=int, default=8)
+    parser.add_argument(
+        "--ahead", type=int, nargs=2, default=[16, 2], metavar=("TOKENS", "ASKS"),
+        help="how far rows go before the large model answers; not at all in the undisturbed run",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     pair = describe_pair(
@@ -110,15 +115,19 @@ async def _all(line: Line, options: argparse.Namespace) -> dict[str, Any]:
             await line.wait()
         started = time.perf_counter()
         traces, _ = await asyncio.gather(
-            _run(line, requests, on_loss, give_up), _after(0.3 * quiet, fault, line)
+            _run(line, requests, on_loss, give_up, ahead=Ahead(*options.ahead)),
+            _after(0.3 * quiet, fault, line),
         )
         found[name] = {"seconds": time.perf_counter() - started, **_compare(traces, expected)}
-    found["full: one row at a time"] = await _fill(line, requests, expected)
+    found["full: one row at a time"] = await _fill(line, requests, expected, Ahead(*options.ahead))
     return found
 
 
 async def _fill(
-    line: Line, requests: Sequence[Request], expected: Sequence[Trace | CrossroadsError]
+    line: Line,
+    requests: Sequence[Request],
+    expected: Sequence[Trace | CrossroadsError],
+    ahead: Ahead,
 ) -> dict[str, Any]:
     """Let all rows run at once where the large server takes one at a time; return what they see.
 
@@ -129,7 +138,7 @@ async def _fill(
     await line.wait()
     started = time.perf_counter()
     counting = asyncio.create_task(_count_waiting(line))
-    traces = await _run(line, requests, OnLoss.FAIL, 600.0, rows=len(requests))
+    traces = await _run(line, requests, OnLoss.FAIL, 600.0, rows=len(requests), ahead=ahead)
     seconds = time.perf_counter() - started
     counting.cancel()
     (waiting,) = await asyncio.gather(counting)
@@ -180,12 +189,13 @@ async def _run(
     on_loss: OnLoss,
     give_up: float = 60.0,
     rows: int = 4,
+    ahead: Ahead = Ahead(),  # noqa: B008
 ) -> list[Trace | CrossroadsError]:
     patience = Patience(token=60.0, down=1.0, give_up=give_up)
     small = VllmClient([line.small.url], "small", patience)
     large = VllmClient([line.large.url], "large", patience)
     servers = Servers(small, large, await has_plugin(large, line.pair.models), on_loss)
-    engine = VllmEngine(line.pair.models, servers, max_rows=rows)
+    engine = VllmEngine(line.pair.models, servers, max_rows=rows, ahead=ahead)
 
     async def one(request: Request) -> Trace | CrossroadsError:
         try:

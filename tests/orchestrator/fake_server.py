@@ -60,6 +60,8 @@ class FakeServer:
     mode: str = "raw_logprobs"
     open_streams: int = 0
     most_open: int = 0
+    waiting: int = 0
+    most_waiting: int = 0
     aborted: int = 0
     stretch: float = 1.0
     tokens_sent: int = 0
@@ -83,7 +85,12 @@ class FakeServer:
     async def completions(self, request: Request) -> Response:
         body = json.loads(await request.body())
         self.requests.append(body)
-        await asyncio.sleep(self.asleep)
+        self.waiting += 1
+        self.most_waiting = max(self.most_waiting, self.waiting)
+        try:
+            await asyncio.sleep(self.asleep)
+        finally:
+            self.waiting -= 1
         if self.refuse or self.wedged:
             return JSONResponse({"error": {"message": "told to"}}, self.refuse or 500)
         prompts = body["prompt"] if isinstance(body["prompt"][0], list) else [body["prompt"]]

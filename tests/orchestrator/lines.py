@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,13 +20,17 @@ from crossroads.models.server_pool import Patience
 from crossroads.routing.routers.base import Router
 from crossroads.routing.routers.heuristics import entropy, never
 from crossroads.types import OnLoss, Role, Trace
-from crossroads.vllm.engine import Servers, VllmEngine
+from crossroads.vllm.between import Ahead, Servers
+from crossroads.vllm.engine import VllmEngine
 from laws.pairs import VOCAB, scripted_pair
 from orchestrator.fake_server import FakeServer, fake_server
+from orchestrator.patience import STEADY
 
 MIDDLE = 0.65
 SPARE = 3
-HASTY = Patience(connect=10.0, token=10.0, down=0.05, give_up=1.0)
+NOT_AHEAD = Ahead()
+AHEAD = (NOT_AHEAD, Ahead(1), Ahead(3, 1), Ahead(40, 8))
+"""How far rows go before the large model answers: not at all, hardly, as far as they get."""
 
 
 class SpareTokenizer(ScriptedTokenizer):
@@ -58,10 +63,14 @@ class Line:
     larges: tuple[FakeServer, ...]
     models: MixedModels
     servers: Servers
+    ahead: Ahead = NOT_AHEAD
 
     @property
     def large(self) -> FakeServer:
         return self.larges[0]
+
+    def engine(self, **fields: Any) -> VllmEngine:
+        return VllmEngine(self.models, self.servers, ahead=self.ahead, **fields)
 
     def run(self, requests: Sequence[Request], roles: Sequence[Role | None] = ()) -> list[Trace]:
         """Return the traces of requests that run together."""
@@ -74,7 +83,7 @@ class Line:
             return trace
 
         async def run() -> list[Trace]:
-            engine = VllmEngine(self.models, self.servers, max_rows=4)
+            engine = self.engine(max_rows=4)
             try:
                 asked = roles or [None] * len(requests)
                 rows = (one(engine, q, r) for q, r in zip(requests, asked, strict=True))
@@ -92,9 +101,14 @@ def line(
     replicas: int = 1,
     on_loss: OnLoss = OnLoss.FAIL,
     router: Router | None = None,
+    patience: Patience = STEADY,
+    ahead: Ahead = NOT_AHEAD,
+    of_one_mind: bool = False,
 ) -> Iterator[Line]:
-    """Serve a pair."""
+    """Serve a pair. of_one_mind: its large model is the small one."""
     pair, chosen = spare_pair(), router or entropy(VOCAB)
+    if of_one_mind:
+        pair = dataclasses.replace(pair, large=pair.small)
     second = never(VOCAB) if plugin_in_large else None
     with (
         fake_server(pair.small, chosen) as small,
@@ -104,12 +118,12 @@ def line(
         larges = (large, other)[:replicas]
         models = MixedModels(pair.small, pair.large, chosen, pair.tokenizer, MIDDLE)
         servers = Servers(
-            VllmClient([small.url], "small", HASTY),
-            VllmClient([fake.url for fake in larges], "large", HASTY),
+            VllmClient([small.url], "small", patience),
+            VllmClient([fake.url for fake in larges], "large", patience),
             plugin_in_large,
             on_loss,
         )
-        yield Line(small, larges, models, servers)
+        yield Line(small, larges, models, servers, ahead)
 
 
 def same(found: Sequence[Trace], expected: Sequence[Trace]) -> None:

@@ -18,9 +18,10 @@ from crossroads.errors import EngineError, RequestError
 from crossroads.models.remote_wire import ReservedIds, Step, fill, read_step
 from crossroads.routing.policy import POLICIES, Momentum, RollingWindow
 from crossroads.types import Cause, OnLoss, Role, Trace
-from crossroads.vllm import engine
+from crossroads.vllm import between
+from crossroads.vllm.between import Ahead
 from laws.pairs import VOCAB, alone, mixed, random_requests
-from orchestrator.lines import MIDDLE, SPARE, Line, line, same, spare_pair
+from orchestrator.lines import AHEAD, MIDDLE, SPARE, Line, line, same, spare_pair
 
 SEEDS = st.integers(0, 10_000)
 MAX_LAGS = st.one_of(st.none(), st.integers(0, 12))
@@ -30,9 +31,9 @@ HYSTERESIS = (Momentum(), Momentum(0.5, 0.4, 0.6), RollingWindow(), RollingWindo
 few = settings(max_examples=8, deadline=None)
 
 
-@pytest.fixture(scope="module")
-def healthy() -> Iterator[Line]:
-    with line() as found:
+@pytest.fixture(scope="module", params=AHEAD)
+def healthy(request: pytest.FixtureRequest) -> Iterator[Line]:
+    with line(ahead=request.param) as found:
         yield found
 
 
@@ -97,8 +98,9 @@ def test_a_large_server_without_the_plugin_revises_greedy_rows(fields: dict) -> 
             found.run(asked(7, revise_below=0.04))
 
 
-def test_a_revised_row_that_breaks_off_draws_the_same_again() -> None:
-    with line() as found:
+@pytest.mark.parametrize("ahead", AHEAD)
+def test_a_revised_row_that_breaks_off_draws_the_same_again(ahead: Ahead) -> None:
+    with line(ahead=ahead) as found:
         found.small.break_after = 3
         policy = RollingWindow()
         compare(found, asked(8, {"temperature": 0.8}, 4, revise_below=0.2, policy=policy))
@@ -112,7 +114,7 @@ def test_a_row_at_the_end_of_the_context_is_looked_at_too(healthy: Line) -> None
 def test_the_large_model_is_asked_about_few_places_at_a_time_and_no_further_than_it_has_to(
     healthy: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "MOST_PLACES", 2)
+    monkeypatch.setattr(between, "MOST_PLACES", 2)
     (request,) = asked(7, revise_below=0.3, threshold=1.5, max_tokens=60, count=1)
     before = len(healthy.large.requests)
     (trace,) = compare(healthy, [request])
@@ -125,7 +127,8 @@ def test_the_large_model_is_asked_about_few_places_at_a_time_and_no_further_than
 def test_rows_that_do_not_revise_ask_once_per_token(healthy: Line) -> None:
     before = len(healthy.large.requests)
     (trace,) = compare(healthy, asked(3, count=1))
-    assert len(healthy.large.requests) - before == trace.usage.large_tokens
+    sent = len(healthy.large.requests) - before
+    assert sent == trace.usage.large_tokens or (healthy.ahead.asks and sent > 0)
     assert all(body["logprobs"] == 4 for body in healthy.large.requests[before:])
 
 
@@ -232,11 +235,12 @@ def test_a_policy_remembers_a_row_across_servers(
                            max_large_fraction=share))  # fmt: skip
 
 
+@pytest.mark.parametrize("ahead", AHEAD)
 @pytest.mark.parametrize("policy", HYSTERESIS)
 def test_steps_that_are_computed_twice_and_streams_that_break_are_remembered_once(
-    policy: Momentum | RollingWindow,
+    policy: Momentum | RollingWindow, ahead: Ahead
 ) -> None:
-    with line() as found:
+    with line(ahead=ahead) as found:
         found.small.stutters, found.small.break_after = True, 4
         requests = asked(4, {"temperature": 0.8}, policy=policy)
         traces = compare(found, requests)

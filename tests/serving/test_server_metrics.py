@@ -53,7 +53,9 @@ class Server:
 
     def __post_init__(self) -> None:
         caches = {Role.SMALL: Caches(lambda: self.running, 8, lambda: 100 * self.running)}
-        gauges = Gauges(lambda: self.running, lambda: 2 * self.running, caches)
+        gauges = Gauges(
+            lambda: self.running, lambda: 2 * self.running, caches, lambda: 3 * self.running
+        )
         self.metrics = ServerMetrics(BUILD, gauges, self.drift, clock=self.clock)
 
     def samples(self) -> dict[str, dict[tuple[str, ...], float]]:
@@ -281,6 +283,7 @@ def test_gauges_are_read_at_each_scrape() -> None:
         assert server.values("rows_in_use") == {("small",): server.running}
         assert server.values("kv_tokens") == {("small",): 100 * server.running}
     assert server.values("rows_limit") == {("small",): 8}
+    assert server.values("ahead_discarded_tokens_total") == {(): 3 * server.running}
 
 
 def monitor() -> DriftMonitor:

@@ -37,7 +37,8 @@ from crossroads.routing.routers.neural import NeuralRouter, build_network
 from crossroads.sampling import SamplingParams
 from crossroads.types import Cause, Role, Trace
 from crossroads.vllm.asking import has_plugin
-from crossroads.vllm.engine import Servers, VllmEngine
+from crossroads.vllm.between import Ahead, Servers
+from crossroads.vllm.engine import VllmEngine
 from crossroads.vllm.pair import ElsewherePair, describe_pair
 from orchestrator.tiny import write_pair
 
@@ -57,11 +58,17 @@ class Real:
     local: MixedModels
 
     def run(
-        self, requests: Sequence[Request], alone: Role | None = None, *, ordered: bool = True
+        self,
+        requests: Sequence[Request],
+        alone: Role | None = None,
+        *,
+        ordered: bool = True,
+        ahead: Ahead = Ahead(),  # noqa: B008
     ) -> list[Trace]:
         """Return the traces of requests that run together.
 
-        ordered: whether the large model gets our orders, or is asked as any server.
+        ordered: whether the large model gets our orders, or is asked as any server. ahead: as in
+        `VllmEngine`.
         """
 
         async def one(engine: VllmEngine, request: Request) -> Trace:
@@ -74,7 +81,8 @@ class Real:
             await small.connect()
             await large.connect()
             assert await has_plugin(large, self.pair.models)
-            engine = VllmEngine(self.pair.models, Servers(small, large, ordered))
+            servers = Servers(small, large, ordered)
+            engine = VllmEngine(self.pair.models, servers, ahead=ahead)
             try:
                 return await asyncio.gather(*(one(engine, request) for request in requests))
             finally:
@@ -161,13 +169,16 @@ def same(found: Sequence[Trace], expected: Sequence[Trace]) -> None:
             assert record.logprob == pytest.approx(wanted.logprob, abs=SCORES_AGREE)
 
 
+@pytest.mark.parametrize("ahead", [Ahead(), Ahead(16, 2)])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_it_writes_what_the_in_process_loop_writes(real: Real, temperature: float) -> None:
+def test_it_writes_what_the_in_process_loop_writes(
+    real: Real, temperature: float, ahead: Ahead
+) -> None:
     local = real.expected(requests_of(6, 1, temperature))
     scores = sorted(r.score for t in local for r in t.records if r.score is not None)
     cut = scores[int(0.8 * len(scores))] + 1e-3  # a fifth of the tokens, and nobody on the edge
     requests = requests_of(6, 1, temperature, threshold=cut)
-    found = real.run(requests)
+    found = real.run(requests, ahead=ahead)
     assert 0 < sum(t.usage.large_tokens for t in found) < sum(len(t.records) for t in found)
     same(found, real.expected(requests))
 
@@ -191,33 +202,36 @@ def test_a_batched_row_is_the_same_row_alone(real: Real) -> None:
     assert [t.token_ids for t in together] == [real.run([r])[0].token_ids for r in requests]
 
 
-def test_penalties_and_limits_mean_what_they_mean_in_process(real: Real) -> None:
+@pytest.mark.parametrize("ahead", [Ahead(), Ahead(16, 2)])
+def test_penalties_and_limits_mean_what_they_mean_in_process(real: Real, ahead: Ahead) -> None:
     requests = requests_of(4, 4, 0.8, max_lag=5, max_large_fraction=0.5)
     for i, request in enumerate(requests):
         sampling = dataclasses.replace(
             request.sampling, frequency_penalty=0.7, repetition_penalty=1.1
         )
         requests[i] = dataclasses.replace(request, sampling=sampling)
-    same(real.run(requests), real.expected(requests))
+    same(real.run(requests, ahead=ahead), real.expected(requests))
 
 
+@pytest.mark.parametrize("ahead", [Ahead(), Ahead(16, 2)])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize("policy", [IMMEDIATE, Momentum(0.5, 0.4, 0.6)])
 def test_revision_log_probabilities_and_policies_are_those_of_the_in_process_loop(
-    real: Real, temperature: float, policy: Policy
+    real: Real, temperature: float, policy: Policy, ahead: Ahead
 ) -> None:
     requests = requests_of(
         5, 7, temperature, revise_below=0.03, max_lag=9, logprobs=20, proposals=3, policy=policy
     )
-    found = real.run(requests)
+    found = real.run(requests, ahead=ahead)
     assert any(record.cause is Cause.REVISION for trace in found for record in trace.records)
     same(found, real.expected(requests))
 
 
+@pytest.mark.parametrize("ahead", [Ahead(), Ahead(16, 2)])
 @pytest.mark.parametrize("ordered", [True, False])
-def test_lossless_greedy_is_the_large_model_alone(real: Real, ordered: bool) -> None:
+def test_lossless_greedy_is_the_large_model_alone(real: Real, ordered: bool, ahead: Ahead) -> None:
     requests = requests_of(4, 8, 0.0, lossless=True, max_lag=6)
-    found = real.run(requests, ordered=ordered)
+    found = real.run(requests, ordered=ordered, ahead=ahead)
     same(found, real.expected(requests))
     alone = generate_alone(real.local.large, Role.LARGE, real.local.tokenizer, requests)
     expected = [trace.token_ids for _, trace in sorted(alone, key=lambda x: x[0])]

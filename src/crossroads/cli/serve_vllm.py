@@ -18,10 +18,12 @@ from crossroads.errors import ConfigError
 if TYPE_CHECKING:
     from crossroads.decoding.mixed import MixedModels
     from crossroads.models.vllm_server import RunningServer, ServerPlan
-    from crossroads.vllm.engine import Servers, VllmEngine
+    from crossroads.vllm.between import Servers
+    from crossroads.vllm.engine import VllmEngine
     from crossroads.vllm.pair import ElsewherePair
 
 _OF_BACKEND = "with --backend vllm: "
+RUN_AHEAD, ASK_AHEAD = 16, 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,8 @@ class VllmOptions:
     vllm_python: str
     vllm_logs: Path
     startup_timeout: float
+    run_ahead: int
+    ask_ahead: int
     on_loss: str
 
     @property
@@ -77,6 +81,20 @@ def vllm_options(function: Callable[..., None]) -> Callable[..., None]:
         show_default=True,
         type=click.FloatRange(0, min_open=True),
         help="Seconds that the vLLM servers may take to load.",
+    )
+    @click.option(
+        "--run-ahead",
+        default=RUN_AHEAD,
+        show_default=True,
+        type=click.IntRange(0),
+        help=f"{_OF_BACKEND}tokens that the small model writes on while the large one answers.",
+    )
+    @click.option(
+        "--ask-ahead",
+        default=ASK_AHEAD,
+        show_default=True,
+        type=click.IntRange(0),
+        help=f"{_OF_BACKEND}of those, tokens that the large model is asked about meanwhile.",
     )
     @on_loss_option
     @wraps(function)
@@ -152,17 +170,19 @@ async def make_engine(
     Raises:
         EngineError: a server does not answer, or lacks the plugin.
     """
+    from crossroads.vllm.between import Ahead
     from crossroads.vllm.engine import VllmEngine
 
     servers, models = await _connect(options, pair)
-    return VllmEngine(models, servers, max_rows=rows, max_waiting=queue)
+    ahead = Ahead(options.run_ahead, options.ask_ahead)
+    return VllmEngine(models, servers, max_rows=rows, max_waiting=queue, ahead=ahead)
 
 
 async def _connect(options: VllmOptions, pair: ElsewherePair) -> tuple[Servers, MixedModels]:
     from crossroads.models.remote_client import VllmClient
     from crossroads.types import OnLoss
     from crossroads.vllm.asking import has_plugin
-    from crossroads.vllm.engine import Servers
+    from crossroads.vllm.between import Servers
 
     assert options.small_url is not None
     small, large = VllmClient([options.small_url]), VllmClient(options.large_url)

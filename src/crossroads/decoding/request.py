@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 
 from crossroads.errors import RequestError
@@ -186,6 +187,12 @@ class RowText:
         found = [at for s in self._stop if (at := self._content.find(s, start)) >= 0]
         self._cut = min(found, default=None)
 
+    def fork(self) -> RowText:
+        """Return a text that goes its own way from here."""
+        other = copy(self)
+        other._content, other._ends = self._content[:], list(self._ends)
+        return other
+
     def crop(self, tokens: int) -> None:
         """Take back all but the first `tokens` tokens."""
         del self._ends[tokens:]
@@ -242,6 +249,13 @@ class RowState:
         del self.tokens[len(self.request.prompt_ids) + count :]
         self._text.crop(count)
         self.finish_reason = None
+
+    def fork(self) -> RowState:
+        """Return the state of a row that goes its own way from here."""
+        other = copy(self)
+        other.tokens, other.records = list(self.tokens), list(self.records)
+        other._text = self._text.fork()
+        return other
 
     def trace(self, threshold: float | None = None) -> Trace:
         """Return the row as a trace; an unfinished row counts as cancelled."""

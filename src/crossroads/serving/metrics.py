@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
@@ -89,11 +89,15 @@ class Caches:
 
 @dataclass(frozen=True, slots=True)
 class Gauges:
-    """How to read what is going on; called at each scrape, on the thread that scrapes."""
+    """How to read what is going on; called at each scrape, on the thread that scrapes.
+
+    discarded_ahead: small tokens written ahead in vain; None where the small model never does.
+    """
 
     running: Callable[[], int]
     waiting: Callable[[], int]
     caches: Mapping[Role, Caches] = field(default_factory=dict)
+    discarded_ahead: Callable[[], int] | None = None
 
 
 class ServerMetrics:
@@ -120,6 +124,8 @@ class ServerMetrics:
         self._unknown = families.requests.labels(_UNKNOWN, Outcome.REFUSED)
         Info(_name("build"), _HELP["build"], registry=self._registry).info(asdict(build))
         _register_gauges(self._registry, gauges)
+        if gauges.discarded_ahead is not None:
+            self._registry.register(_AheadCollector(gauges.discarded_ahead))
         if drift is not None:
             self._registry.register(_DriftCollector(drift))
 
@@ -301,6 +307,7 @@ _HELP: Mapping[str, str] = {
     "large_calls_total": "How often the large model was asked",
     "lag_tokens": "Tokens that the large model read when it was asked; at first the prompt, too",
     "discarded_tokens_total": "Small tokens that revisions threw away; they are in no answer",
+    "ahead_discarded_tokens_total": "Small tokens written ahead of the large model and not used",
     "router_score": "Router scores of generated tokens; higher is more likely divergent",
     "large_fraction": "Share of an answer's tokens that the large model wrote, in routed answers",
     "requests_running": "Requests that are generating now",
@@ -377,6 +384,17 @@ def _register_gauges(registry: CollectorRegistry, gauges: Gauges) -> None:
         limit.labels(role).set(cache.limit)
         if cache.kv_tokens is not None:
             kv_tokens.labels(role).set_function(cache.kv_tokens)
+
+
+class _AheadCollector(Collector):
+    """A counter that an engine keeps."""
+
+    def __init__(self, read: Callable[[], int]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterable[CounterMetricFamily]:
+        name = "ahead_discarded_tokens"
+        yield CounterMetricFamily(_name(name), _HELP[f"{name}_total"], self._read())
 
 
 class _DriftCollector(Collector):

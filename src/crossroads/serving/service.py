@@ -287,6 +287,7 @@ def make_service(
     small, large = engine.models.small.info, engine.models.large.info
     build = BuildInfo(served.pair, small.name, large.name, served.router, version("crossroads-lm"))
     caches = {role: Caches(partial(engine.rows_of, role), engine.max_rows) for role in Role}
-    gauges = Gauges(lambda: engine.running, lambda: engine.waiting, caches)
+    ahead = None if engine.discarded_ahead is None else lambda: engine.discarded_ahead or 0
+    gauges = Gauges(lambda: engine.running, lambda: engine.waiting, caches, ahead)
     drift = None if served.card is None else DriftMonitor.from_card(served.card)
     return Service(engine, served, ServerMetrics(build, gauges, drift), options)

@@ -10,31 +10,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
 
 from crossroads.decoding.engine import News, events_of
 from crossroads.decoding.mixed import MixedModels
 from crossroads.decoding.reading import Event
 from crossroads.decoding.request import Request, check_request
 from crossroads.errors import BusyError, ClosedError, CrossroadsError, EngineError
-from crossroads.models.remote_client import VllmClient
-from crossroads.models.remote_wire import NEVER, ReservedIds, reserve
-from crossroads.types import ModelInfo, OnLoss, Role
-from crossroads.vllm.asking import Asking, check_served
-from crossroads.vllm.row import Answer, RemoteRow
-
-MOST_PLACES = 32
-"""Places of one lag that the large model is asked about at a time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Servers:
-    """Where both models are. large_has_plugin: whether it draws as we do when it samples."""
-
-    small: VllmClient
-    large: VllmClient
-    large_has_plugin: bool
-    on_loss: OnLoss = OnLoss.FAIL
+from crossroads.models.remote_wire import ReservedIds, reserve
+from crossroads.types import ModelInfo, Role
+from crossroads.vllm.asking import check_served
+from crossroads.vllm.between import Ahead, BetweenServers, Servers
+from crossroads.vllm.row import RemoteRow
 
 
 class _Submission:
@@ -58,8 +44,11 @@ class VllmEngine:
         *,
         max_rows: int = 64,
         max_waiting: int | None = None,
+        ahead: Ahead = Ahead(),  # noqa: B008
     ) -> None:
         """Start without rows.
+
+        max_rows, max_waiting: as in `Engine`. ahead: how far to go before the large model answers.
 
         Raises:
             PairError: the vocabulary has no ids to spare.
@@ -70,7 +59,8 @@ class VllmEngine:
         self._max_waiting = max_waiting
         self._reserved: ReservedIds = reserve(models.tokenizer, models.small.info.vocab_size)
         infos = self._infos(None)
-        self._eos_ids = sorted({token for info in infos for token in info.eos_ids})
+        eos_ids = sorted({token for info in infos for token in info.eos_ids})
+        self._between = BetweenServers(servers, self._reserved, eos_ids, ahead)
         self._free = asyncio.Semaphore(max_rows)
         self._tasks: set[asyncio.Task[None]] = set()
         self._running: dict[asyncio.Task[None], Role | None] = {}
@@ -99,6 +89,11 @@ class VllmEngine:
     def rows_of(self, role: Role) -> int:
         """Return how many of the running requests this model takes part in."""
         return sum(alone in (None, role) for alone in self._running.values())
+
+    @property
+    def discarded_ahead(self) -> int:
+        """Small tokens that came ahead of the large model's answer and were not used."""
+        return self._between.discarded_ahead
 
     @property
     def closed(self) -> ClosedError | None:
@@ -152,9 +147,9 @@ class VllmEngine:
                     self._reserved,
                 )
                 if alone is None:
-                    await self._mixed(row, hear)
+                    await self._between.mixed(row, hear)
                 else:
-                    await self._alone(row, alone, hear)
+                    await self._between.alone(row, alone, hear)
         except CrossroadsError as error:
             hear(error)
         except asyncio.CancelledError:
@@ -165,81 +160,6 @@ class VllmEngine:
             hear(EngineError(f"the orchestrator failed: {error}"))
         finally:
             self._running.pop(task, None)
-
-    async def _mixed(self, row: RemoteRow, hear: Callable[[News], None]) -> None:
-        """Take a row to its end."""
-        while not row.finished:
-            await self._small_writes(row, hear)
-            if row.waits:
-                await self._large_answers(row)
-                _tell(row, hear)
-
-    async def _small_writes(self, row: RemoteRow, hear: Callable[[News], None]) -> None:
-        """Let the small model write until the row ends or waits for the large one."""
-        stretch = row.stretch()
-        asking = Asking(
-            lambda: row.order(Role.SMALL, stretch.threshold),
-            row.request,
-            self._reserved,
-            plugin=True,
-            stop=(self._reserved.hand_over, *self._eos_ids),
-        )
-        tokens = self._servers.small.write(
-            row.state.tokens, stretch.max_tokens, asking.options, row.request.prompt_ids
-        )
-        before = len(row.state.records)
-        async with aclosing(tokens):
-            async for token in tokens:
-                row.consider(asking.step(token))
-                _tell(row, hear)
-                if row.finished or row.waits:
-                    return
-        if len(row.state.records) == before:
-            raise _silent(self._servers.small)
-
-    async def _large_answers(self, row: RemoteRow) -> None:
-        """Ask the large model for what the row waits for; nothing changes before it has answered.
-
-        Its places are asked together, so many at a time: most rows are refused early, if at all.
-        """
-        # What is promised to be the large model's cannot do without it; other rows that may are
-        # not to wait for it at each of their tokens.
-        insist = self._servers.on_loss is OnLoss.FAIL or row.request.lossless
-        client, plugin = self._servers.large, self._servers.large_has_plugin
-        asking = Asking(lambda: row.order(Role.LARGE, NEVER), row.request, self._reserved, plugin)
-        answers: list[Answer] = []
-        while len(answers) < len(row.places) and row.refused(answers) is None:
-            places = row.places[len(answers) : len(answers) + MOST_PLACES]
-            prompts = [row.state.tokens[:place] for place in places]
-            options = asking.options(0)
-            try:
-                tokens = await client.next(prompts, options, row.request.prompt_ids, insist=insist)
-            except EngineError:
-                if insist:
-                    raise
-                row.go_on()
-                return
-            answers += map(asking.answer, tokens)
-        row.settle(answers)
-
-    async def _alone(self, row: RemoteRow, role: Role, hear: Callable[[News], None]) -> None:
-        """Let one model write a row to its end."""
-        client = self._servers.small if role is Role.SMALL else self._servers.large
-        asking = Asking(
-            lambda: row.order(role, NEVER),
-            row.request,
-            self._reserved,
-            plugin=role is Role.SMALL or self._servers.large_has_plugin,
-            stop=tuple(self._eos_ids),
-        )
-        tokens = client.write(row.state.tokens, row.left, asking.options, row.request.prompt_ids)
-        async with aclosing(tokens):
-            async for token in tokens:
-                row.wrote_alone(asking.answer(token), role)
-                _tell(row, hear, alone=True)
-                if row.finished:
-                    return
-        raise _silent(client)  # it ended, and the answer has not
 
     async def drain(self, seconds: float) -> int:
         """Take no more requests, let those that are here end for so long, then close.
@@ -265,15 +185,3 @@ class VllmEngine:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._servers.small.close()
         await self._servers.large.close()
-
-
-def _tell(row: RemoteRow, hear: Callable[[News], None], *, alone: bool = False) -> None:
-    """Tell what has become certain of a row; its last token comes with the trace."""
-    news = row.news()
-    for record in news:
-        last = row.finished and record is news[-1]
-        hear(Event(0, record, row.trace(alone=alone) if last else None))
-
-
-def _silent(client: VllmClient) -> EngineError:
-    return EngineError(f"the server of {client.model} ended an answer before its end")

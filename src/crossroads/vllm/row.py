@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -171,6 +172,12 @@ class RemoteRow:
             tuple(self.state.tokens[prompt_length:]) if judges else (),
         )
 
+    def decided(self, step: Step) -> Step:
+        """Return the step of a plugin that hands nothing over as one that obeys `stretch`."""
+        threshold = self.stretch().threshold
+        decision = decide(self.request.policy, self._policy_state, step.score, threshold)
+        return replace(step, handed_over=decision.to_large)
+
     def consider(self, step: Step) -> None:
         """Take the small model's proposal as the row's next token, or wait for the large model.
 
@@ -193,6 +200,25 @@ class RemoteRow:
                 self._ask = _Ask(Cause.FINAL, None)
 
     # The large model's turn
+
+    def agree(self) -> None:
+        """Go on as if the large model had answered with the proposal that the row waits for."""
+        assert self._ask is not None
+        assert self._ask.about is not None
+        step = self._ask.about.step
+        self.settle([Answer(step.proposed_id, step.logprobs)])
+
+    def fork(self) -> RemoteRow:
+        """Return a row that goes its own way from here."""
+        other = copy(self)
+        other.state, other._unseen = self.state.fork(), list(self._unseen)
+        return other
+
+    @property
+    def in_question(self) -> list[int]:
+        """The row's tokens and the proposal, if any, that the large model is asked about."""
+        about = None if self._ask is None else self._ask.about
+        return [*self.state.tokens, *([] if about is None else [about.step.proposed_id])]
 
     @property
     def places(self) -> list[int]:
@@ -220,12 +246,17 @@ class RemoteRow:
         # What the large model itself would write there is no mistake, however doubtful it is.
         return not (request.sampling.greedy and own)
 
-    def settle(self, answers: Sequence[Answer]) -> None:
+    def settle(self, answers: Sequence[Answer] | None) -> None:
         """Take the large model's answers, up to the first that takes a token back.
+
+        None: do without them; what the small model wrote or proposes stands.
 
         Effects: every token that remains is certain.
         """
         assert self._ask is not None
+        if answers is None:
+            self._go_on(self._ask)
+            return
         ask, unseen = self._ask, self._unseen
         place = self.refused(answers)
         read = len(self.state.tokens) - (ask.about is None)
@@ -244,10 +275,8 @@ class RemoteRow:
         else:
             self._large_writes(ask.about, answers[-1], ask.cause, lag)
 
-    def go_on(self) -> None:
-        """Do without the answer: what the small model wrote or proposes stands."""
-        assert self._ask is not None
-        ask, self._ask, self._unseen = self._ask, None, []
+    def _go_on(self, ask: _Ask) -> None:
+        self._ask, self._unseen = None, []
         if ask.about is not None:
             self._alone += 1
             self._small_writes(ask.about, Cause.UNAVAILABLE)

@@ -1,0 +1,181 @@
+"""A row on its way between the servers of the two models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from crossroads.decoding.engine import News
+from crossroads.decoding.reading import Event
+from crossroads.errors import EngineError
+from crossroads.models.remote_client import VllmClient
+from crossroads.models.remote_drawing import ordered
+from crossroads.models.remote_wire import NEVER, ReservedIds, read_step
+from crossroads.types import OnLoss, Role
+from crossroads.vllm.ask_ahead import Asks
+from crossroads.vllm.asking import Asking
+from crossroads.vllm.row import Answer, RemoteRow
+from crossroads.vllm.run_ahead import running_ahead
+
+MOST_PLACES = 32
+"""Places of one lag that the large model is asked about at a time."""
+
+Hear = Callable[[News], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """Where both models are. large_has_plugin: whether it draws as we do when it samples."""
+
+    small: VllmClient
+    large: VllmClient
+    large_has_plugin: bool
+    on_loss: OnLoss = OnLoss.FAIL
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """How far a row goes before the large model has answered, as if it agreed.
+
+    tokens: how many the small model may write after the one in question; 0: it stops there. asks:
+    about how many of those the large model may be asked already.
+    """
+
+    tokens: int = 0
+    asks: int = 0
+
+
+class BetweenServers:
+    """Takes rows to their ends, each in a coroutine."""
+
+    def __init__(
+        self, servers: Servers, reserved: ReservedIds, eos_ids: Sequence[int], ahead: Ahead
+    ) -> None:
+        """Start without rows. eos_ids: after which a model ends."""
+        self._servers = servers
+        self._reserved = reserved
+        self._eos_ids = list(eos_ids)
+        self._ahead = ahead
+        self.discarded_ahead = 0
+        """Small tokens that came ahead of the large model's answer and were not used."""
+
+    async def mixed(self, row: RemoteRow, hear: Hear) -> None:
+        """Take a row to its end."""
+        while not row.finished:
+            if self._ahead.tokens:
+                await self._small_runs_ahead(row, hear)
+                continue
+            await self._small_writes(row, hear)
+            if row.waits:
+                row.settle(await self._large_answers(row))
+                _tell(row, hear)
+
+    async def _small_writes(self, row: RemoteRow, hear: Hear) -> None:
+        """Let the small model write until the row ends or waits for the large one."""
+        stretch = row.stretch()
+        asking = Asking(
+            lambda: row.order(Role.SMALL, stretch.threshold),
+            row.request,
+            self._reserved,
+            plugin=True,
+            stop=(self._reserved.hand_over, *self._eos_ids),
+        )
+        tokens = self._servers.small.write(
+            row.state.tokens, stretch.max_tokens, asking.options, row.request.prompt_ids
+        )
+        before = len(row.state.records)
+        async with aclosing(tokens):
+            async for token in tokens:
+                row.consider(asking.step(token))
+                _tell(row, hear)
+                if row.finished or row.waits:
+                    return
+        if len(row.state.records) == before:
+            raise _silent(self._servers.small)
+
+    async def _small_runs_ahead(self, row: RemoteRow, hear: Hear) -> None:
+        """Let the small model write on, and ask the large one meanwhile, until they differ.
+
+        The plugin is told to hand nothing over; the row decides by the scores that come.
+        """
+        options = ordered(row.order(Role.SMALL, NEVER), self._eos_ids)
+        tokens = self._servers.small.write(
+            row.state.tokens, row.left, options, row.request.prompt_ids
+        )
+        came = False
+        async with (
+            running_ahead(tokens, self._ahead.tokens) as run,
+            Asks(self._large_answers, run, self._reserved, self._ahead.asks) as asks,
+        ):
+            async for token in run:
+                came = True
+                row.consider(row.decided(read_step(token.token_id, token.values, self._reserved)))
+                _tell(row, hear)
+                if row.waits:
+                    way = row.in_question
+                    row.settle(await asks.answers(row))
+                    _tell(row, hear)
+                    if row.state.tokens != way:
+                        break
+                if row.finished:
+                    break
+            self.discarded_ahead += run.left_over
+        if not came:
+            raise _silent(self._servers.small)
+
+    async def _large_answers(self, row: RemoteRow) -> list[Answer] | None:
+        """Return what the large model says of what the row waits for; None: it does not answer.
+
+        Its places are asked together, so many at a time: most rows are refused early, if at all.
+        """
+        # What is promised to be the large model's cannot do without it; other rows that may are
+        # not to wait for it at each of their tokens.
+        insist = self._servers.on_loss is OnLoss.FAIL or row.request.lossless
+        client, plugin = self._servers.large, self._servers.large_has_plugin
+        asking = Asking(lambda: row.order(Role.LARGE, NEVER), row.request, self._reserved, plugin)
+        places, tokens = row.places, row.state.tokens
+        options = asking.options(0)
+        answers: list[Answer] = []
+        while len(answers) < len(places) and row.refused(answers) is None:
+            asked = places[len(answers) : len(answers) + MOST_PLACES]
+            prompts = [tokens[:place] for place in asked]
+            try:
+                found = await client.next(prompts, options, row.request.prompt_ids, insist=insist)
+            except EngineError:
+                if insist:
+                    raise
+                return None
+            answers += map(asking.answer, found)
+        return answers
+
+    async def alone(self, row: RemoteRow, role: Role, hear: Hear) -> None:
+        """Let one model write a row to its end."""
+        client = self._servers.small if role is Role.SMALL else self._servers.large
+        asking = Asking(
+            lambda: row.order(role, NEVER),
+            row.request,
+            self._reserved,
+            plugin=role is Role.SMALL or self._servers.large_has_plugin,
+            stop=tuple(self._eos_ids),
+        )
+        tokens = client.write(row.state.tokens, row.left, asking.options, row.request.prompt_ids)
+        async with aclosing(tokens):
+            async for token in tokens:
+                row.wrote_alone(asking.answer(token), role)
+                _tell(row, hear, alone=True)
+                if row.finished:
+                    return
+        raise _silent(client)  # it ended, and the answer has not
+
+
+def _tell(row: RemoteRow, hear: Hear, *, alone: bool = False) -> None:
+    """Tell what has become certain of a row; its last token comes with the trace."""
+    news = row.news()
+    for record in news:
+        last = row.finished and record is news[-1]
+        hear(Event(0, record, row.trace(alone=alone) if last else None))
+
+
+def _silent(client: VllmClient) -> EngineError:
+    return EngineError(f"the server of {client.model} ended an answer before its end")
