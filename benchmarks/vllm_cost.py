@@ -227,10 +227,17 @@ async def _plain(client: VllmClient, request: Request, count: int, at_once: int)
 def _requests(
     pair: ElsewherePair, rows: int, repeat: int, *, tokens: int, text: bool
 ) -> list[Request]:
-    """Return prompts of about 64 tokens that no cache has seen."""
-    generator = np.random.default_rng([rows, repeat + 2, int(time.time_ns() % 2**32)])
-    write = _problem if text else _noise
-    return [Request(write(pair, generator), max_tokens=tokens) for _ in range(rows)]
+    """Return prompts of about 64 tokens that no cache has seen.
+
+    Those of text are the same in a round but for a number at their beginning, so that all ways
+    have much the same to write.
+    """
+    new = np.random.default_rng(time.time_ns())
+    told = np.random.default_rng([rows, repeat + 2])
+    return [
+        Request(_problem(pair, told, new) if text else _noise(pair, new), max_tokens=tokens)
+        for _ in range(rows)
+    ]
 
 
 def _noise(pair: ElsewherePair, generator: np.random.Generator) -> tuple[int, ...]:
@@ -238,11 +245,13 @@ def _noise(pair: ElsewherePair, generator: np.random.Generator) -> tuple[int, ..
     return tuple(int(i) for i in generator.choice(known, 64))
 
 
-def _problem(pair: ElsewherePair, generator: np.random.Generator) -> tuple[int, ...]:
+def _problem(
+    pair: ElsewherePair, generator: np.random.Generator, new: np.random.Generator
+) -> tuple[int, ...]:
     a, b, c, d = generator.integers(2, 40, 4)
     name, thing = generator.choice(NAMES), generator.choice(THINGS)
     text = (
-        f"Problem {generator.integers(10**9)}: {name} has {a * b} {thing} and gives {b} of them to "
+        f"Problem {new.integers(10**9)}: {name} has {a * b} {thing} and gives {b} of them to "
         f"each of {a // 2} friends. Then {name} buys {c} boxes with {d} {thing} in each of them. "
         f"How many {thing} does {name} have now?\nLet us think step by step.\n"
     )

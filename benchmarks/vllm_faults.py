@@ -19,6 +19,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -100,9 +101,7 @@ def main() -> None:
 
 async def _all(line: Line, options: argparse.Namespace) -> dict[str, Any]:
     requests = _requests(line.pair, options.requests, options.tokens)
-    started = time.perf_counter()
-    expected = await _run(line, requests, OnLoss.FAIL)
-    quiet = time.perf_counter() - started
+    expected, quiet = await _run(line, requests, OnLoss.FAIL)
     found: dict[str, Any] = {"undisturbed": {"seconds": quiet, "answered": len(expected)}}
     for name, fault, on_loss, give_up in (
         ("killed and restarted", _kill_and_restart, OnLoss.FAIL, 600.0),
@@ -113,12 +112,10 @@ async def _all(line: Line, options: argparse.Namespace) -> dict[str, Any]:
         if line.large.process.poll() is not None:
             line.restart()
             await line.wait()
-        started = time.perf_counter()
-        traces, _ = await asyncio.gather(
-            _run(line, requests, on_loss, give_up, ahead=Ahead(*options.ahead)),
-            _after(0.3 * quiet, fault, line),
-        )
-        found[name] = {"seconds": time.perf_counter() - started, **_compare(traces, expected)}
+        ahead = Ahead(*options.ahead)
+        disturb = partial(_after, 0.3 * quiet, fault, line)
+        traces, seconds = await _run(line, requests, on_loss, give_up, ahead=ahead, disturb=disturb)
+        found[name] = {"seconds": seconds, **_compare(traces, expected)}
     found["full: one row at a time"] = await _fill(line, requests, expected, Ahead(*options.ahead))
     return found
 
@@ -136,10 +133,10 @@ async def _fill(
     line.large.stop()
     line.restart(rows=1)
     await line.wait()
-    started = time.perf_counter()
     counting = asyncio.create_task(_count_waiting(line))
-    traces = await _run(line, requests, OnLoss.FAIL, 600.0, rows=len(requests), ahead=ahead)
-    seconds = time.perf_counter() - started
+    traces, seconds = await _run(
+        line, requests, OnLoss.FAIL, 600.0, rows=len(requests), ahead=ahead
+    )
     counting.cancel()
     (waiting,) = await asyncio.gather(counting)
     return {"seconds": seconds, "waiting": waiting, **_compare(traces, expected)}
@@ -167,8 +164,14 @@ async def _after(seconds: float, fault: Fault, line: Line) -> None:
     await fault(line)
 
 
+def _server(line: Line) -> int:
+    """Return the process, and its group, that the large server's guard has started."""
+    guard = line.large.process.pid
+    return int(Path(f"/proc/{guard}/task/{guard}/children").read_text().split()[0])
+
+
 async def _kill(line: Line) -> None:
-    os.killpg(line.large.process.pid, signal.SIGKILL)
+    os.killpg(_server(line), signal.SIGKILL)
     await asyncio.to_thread(line.large.process.wait)
 
 
@@ -178,9 +181,10 @@ async def _kill_and_restart(line: Line) -> None:
 
 
 async def _freeze(line: Line) -> None:
-    os.killpg(line.large.process.pid, signal.SIGSTOP)
+    group = _server(line)
+    os.killpg(group, signal.SIGSTOP)
     await asyncio.sleep(10)
-    os.killpg(line.large.process.pid, signal.SIGCONT)
+    os.killpg(group, signal.SIGCONT)
 
 
 async def _run(
@@ -190,7 +194,12 @@ async def _run(
     give_up: float = 60.0,
     rows: int = 4,
     ahead: Ahead = Ahead(),  # noqa: B008
-) -> list[Trace | CrossroadsError]:
+    disturb: Callable[[], Awaitable[None]] | None = None,
+) -> tuple[list[Trace | CrossroadsError], float]:
+    """Return what became of the requests, and the seconds that they took.
+
+    A server that has just started takes its time for its first request; that is before.
+    """
     patience = Patience(token=60.0, down=1.0, give_up=give_up)
     small = VllmClient([line.small.url], "small", patience)
     large = VllmClient([line.large.url], "large", patience)
@@ -205,9 +214,14 @@ async def _run(
         except CrossroadsError as error:
             return error
 
+    await one(dataclasses.replace(requests[0], max_tokens=4, threshold=0.0))
+    started = time.perf_counter()
+    disturbing = [] if disturb is None else [asyncio.ensure_future(disturb())]
     traces = await asyncio.gather(*(one(request) for request in requests))
+    seconds = time.perf_counter() - started
+    await asyncio.gather(*disturbing)
     await engine.close()
-    return list(traces)
+    return list(traces), seconds
 
 
 def _compare(

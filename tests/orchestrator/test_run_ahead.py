@@ -9,10 +9,13 @@ import asyncio
 import dataclasses
 from collections.abc import AsyncGenerator, Callable
 
+import numpy as np
 import pytest
 
 from crossroads.decoding.request import Request
 from crossroads.errors import EngineError
+from crossroads.models.base import CausalLM
+from crossroads.models.scripted import ScriptedLM
 from crossroads.models.vllm_replies import WireToken
 from crossroads.types import Cause, OnLoss, Role, Trace
 from crossroads.vllm.between import Ahead
@@ -35,6 +38,18 @@ def long_request(**fields: object) -> Request:
         if len(trace.records) >= 20 and 1 < differs(trace) < trace.usage.large_tokens - 1:
             return request
     raise AssertionError("no seed has one")
+
+
+def shifted(model: CausalLM) -> ScriptedLM:
+    """Return a model that never wants what another one wants."""
+    assert isinstance(model, ScriptedLM)
+
+    def logits(prefix: tuple[int, ...]) -> np.ndarray:
+        values_V = model._logits(prefix).copy()
+        values_V[:-SPARE] = np.roll(values_V[:-SPARE], 1)
+        return values_V
+
+    return ScriptedLM(logits, VOCAB, name=model.info.name, context_length=256)
 
 
 def sent(found: Line, request: Request) -> tuple[Trace, int]:
@@ -115,6 +130,33 @@ def test_what_was_written_in_vain_is_counted() -> None:
         kept = len(trace.records)
         assert differs(trace) > 0
         assert 0 < thrown_away <= found.small.tokens_sent - kept + 1
+
+
+@pytest.mark.parametrize("agrees", [True, False])
+def test_where_they_seldom_agree_rows_stop_at_each_hand_over(agrees: bool) -> None:
+    requests = [long_request(threshold=0.0) for _ in range(3)]
+    with line(ahead=Ahead(40, 2), of_one_mind=True) as found:
+        found.large.asleep = 0.01
+        if not agrees:
+            found.large.model = shifted(found.large.model)
+
+        async def run() -> list[int]:
+            engine, discarded = found.engine(), []
+            for request in requests:
+                async for _ in engine.generate(request):
+                    pass
+                discarded.append(engine.discarded_ahead)
+            await engine.close()
+            return discarded
+
+        first, *later = asyncio.run(asyncio.wait_for(run(), 60))
+        small = len(found.small.requests)
+        if agrees:
+            assert small <= 2 * len(requests)
+        else:
+            assert first > 0
+            assert later == [first] * len(later)
+            assert small >= 40
 
 
 def test_without_the_large_model_it_goes_on_in_one_piece() -> None:

@@ -23,6 +23,8 @@ MOST_PLACES = 32
 
 Hear = Callable[[News], None]
 
+_OFTEN, _REMEMBERED = 0.5, 0.95
+
 
 @dataclass(frozen=True, slots=True)
 class Servers:
@@ -37,6 +39,8 @@ class Servers:
 @dataclass(frozen=True, slots=True)
 class Ahead:
     """How far a row goes before the large model has answered, as if it agreed.
+
+    While it agrees at fewer than half of the hand-overs, rows stop at each of them.
 
     tokens: how many the small model may write after the one in question; 0: it stops there. asks:
     about how many of those the large model may be asked already.
@@ -57,18 +61,19 @@ class BetweenServers:
         self._reserved = reserved
         self._eos_ids = list(eos_ids)
         self._ahead = ahead
+        self._agreed = 1.0  # share of the last hand-overs, of all rows; the last 20 or so count
         self.discarded_ahead = 0
         """Small tokens that came ahead of the large model's answer and were not used."""
 
     async def mixed(self, row: RemoteRow, hear: Hear) -> None:
         """Take a row to its end."""
         while not row.finished:
-            if self._ahead.tokens:
+            if self._ahead.tokens and self._agreed >= _OFTEN:
                 await self._small_runs_ahead(row, hear)
                 continue
             await self._small_writes(row, hear)
             if row.waits:
-                row.settle(await self._large_answers(row))
+                self._settle(row, await self._large_answers(row))
                 _tell(row, hear)
 
     async def _small_writes(self, row: RemoteRow, hear: Hear) -> None:
@@ -113,16 +118,24 @@ class BetweenServers:
                 row.consider(row.decided(read_step(token.token_id, token.values, self._reserved)))
                 _tell(row, hear)
                 if row.waits:
-                    way = row.in_question
-                    row.settle(await asks.answers(row))
+                    stands = self._settle(row, await asks.answers(row))
                     _tell(row, hear)
-                    if row.state.tokens != way:
+                    if not stands:
                         break
                 if row.finished:
                     break
             self.discarded_ahead += run.left_over
         if not came:
             raise _silent(self._servers.small)
+
+    def _settle(self, row: RemoteRow, answers: list[Answer] | None) -> bool:
+        """Let a row take its answers; return whether all that was in question stands."""
+        asked = row.in_question
+        row.settle(answers)
+        stands = row.state.tokens == asked
+        if answers is not None:
+            self._agreed = _REMEMBERED * self._agreed + (1 - _REMEMBERED) * stands
+        return stands
 
     async def _large_answers(self, row: RemoteRow) -> list[Answer] | None:
         """Return what the large model says of what the row waits for; None: it does not answer.
