@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from crossroads.errors import RequestError
@@ -105,6 +105,10 @@ PENALTIES = st.builds(
 TOKENS = st.lists(st.integers(0, 7), max_size=30)
 
 
+@example(
+    SamplingParams(frequency_penalty=-1.9424933146343282, presence_penalty=-1.5),
+    [6, 6], 0, [0.0] * 6 + [-5.5, 0.0],  # what is left of a difference shows how it was rounded
+)  # fmt: skip
 @given(PENALTIES, TOKENS, st.integers(0, 30), st.lists(st.floats(-9, 9), min_size=8, max_size=8))
 def test_penalties_are_what_their_definitions_say(
     params: SamplingParams, tokens: list[int], prompt: int, logits: list[float]

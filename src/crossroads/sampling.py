@@ -103,7 +103,8 @@ def penalise(
         rate = params.repetition_penalty
         result_V[ids] = torch.where(there > 0, there / rate, there * rate)
     ids_N, counts_N = np.unique(np.asarray(tokens[prompt_length:], np.int64), return_counts=True)
-    penalty_N = params.frequency_penalty * torch.from_numpy(counts_N) + params.presence_penalty
+    penalty_N = params.frequency_penalty * torch.from_numpy(counts_N).double()
+    penalty_N += params.presence_penalty
     result_V[torch.from_numpy(ids_N)] -= penalty_N
     return result_V
 

@@ -29,7 +29,7 @@ from orchestrator.patience import STEADY
 MIDDLE = 0.65
 SPARE = 3
 NOT_AHEAD = Ahead()
-AHEAD = (NOT_AHEAD, Ahead(1), Ahead(3, 1), Ahead(40, 8))
+AHEAD = (NOT_AHEAD, Ahead(2), Ahead(40, 8))
 """How far rows go before the large model answers: not at all, hardly, as far as they get."""
 
 

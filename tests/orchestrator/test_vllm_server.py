@@ -133,6 +133,22 @@ def test_what_is_guarded_ends_with_its_starter_and_all_that_it_started(
     wait_until(lambda: not alive(grandchild))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children of a death")
+def test_a_guard_that_is_killed_takes_its_command_along() -> None:
+    command = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+    process = subprocess.Popen(
+        guarded(sys.executable, "-c", command), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdin is not None
+    child = int(process.stdout.readline())
+    process.kill()
+    process.wait(10)
+    wait_until(lambda: not alive(child))
+    process.stdin.close()
+    process.stdout.close()
+
+
 def test_a_guard_that_is_told_to_end_ends_its_command_and_passes_on_its_status() -> None:
     with subprocess.Popen(guarded("sh", "-c", "exit 7"), stdin=subprocess.PIPE) as ended:
         while ended.poll() is None:  # its input stays open meanwhile
