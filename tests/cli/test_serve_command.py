@@ -56,6 +56,10 @@ def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--max-body", "inf"], "inf is not a finite number"),
         (["--shutdown-timeout", "inf"], "inf is not a finite number"),
         (["--default-temperature", "2.1"], "2.1 is not in the range"),
+        (["--small-url", "http://a:1"], "--small-url is for --backend vllm; add that"),
+        (["--run-ahead", "0"], "--run-ahead is for --backend vllm; add that"),
+        (["--backend", "vllm", "--run-ahead", "-1"], "-1 is not in the range"),
+        (["--backend", "vllm"], "--backend vllm needs --small and --large"),
     ],
 )
 @pytest.mark.usefixtures("unloaded")

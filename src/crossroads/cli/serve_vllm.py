@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from crossroads.cli.options import FOLDER, PairOptions, on_loss_option
 from crossroads.errors import ConfigError
@@ -100,9 +101,24 @@ def vllm_options(function: Callable[..., None]) -> Callable[..., None]:
     @wraps(function)
     def wrapper(**options: Any) -> None:
         own = {name: options.pop(name) for name in VllmOptions.__dataclass_fields__}
+        if options["backend"] != "vllm":
+            _refuse_given(own.keys() - {"on_loss"})
         function(vllm=VllmOptions(**own), **options)
 
     return wrapper
+
+
+def _refuse_given(names: Collection[str]) -> None:
+    """Refuse options of the vLLM backend where that does not run, if they were typed.
+
+    Raises:
+        ConfigError: names one.
+    """
+    context = click.get_current_context()
+    for option in context.command.params:
+        typed = context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
+        if option.name in names and typed:
+            raise ConfigError(f"{option.opts[0]} is for --backend vllm; add that, or leave it out")
 
 
 def check_models(models: PairOptions) -> tuple[str, str]:
