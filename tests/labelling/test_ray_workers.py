@@ -9,13 +9,16 @@ from pathlib import Path
 import psutil
 import pytest
 
+import builders
 from crossroads.artifacts import read_json
+from crossroads.cli.options import PairOptions
 from crossroads.errors import EngineError
 from crossroads.labelling.ray_workers import RayWorkers
 from crossroads.labelling.sharded import label_in_shards, work
 from crossroads.types import SilentProgress
 from labelling.shard_pairs import BrokenSource, DeadlySource, order
 from labelling.test_shards import files
+from orchestrator.tiny import stand_in_for_vllm
 
 ABSENT = "Ray is not installed: pip install 'crossroads-lm[ray]'"
 
@@ -67,3 +70,22 @@ def test_rays_workers_make_the_dataset_of_one_process(
     assert command.split()[0] == Path(sys.argv[0]).name
     _, left = psutil.wait_procs(ours, timeout=30)
     assert left == []
+
+
+@pytest.mark.slow
+def test_each_worker_may_start_its_own_vllm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray", reason=ABSENT)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+    small, large = stand_in_for_vllm(tmp_path, monkeypatch)
+    source = PairOptions(None, str(small), f"{large}@vllm", builders.CONTEXT, 1)
+    work(order(tmp_path / "alone", 4, source, ["respond", "compare"]), SilentProgress())
+    first = read_json(large / "started.json", "start")["pid"]
+    with RayWorkers(2) as ray:
+        shared = order(tmp_path / "shared", 4, source, ["respond", "compare"])
+        label_in_shards(shared, 2, ray.run, SilentProgress())
+    assert read_json(large / "started.json", "start")["pid"] != first
+    assert files(tmp_path / "shared") == files(tmp_path / "alone")
+    commands = [" ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])]
+    assert not [command for command in commands if "stand_in_vllm" in command]

@@ -22,21 +22,14 @@ from crossroads.errors import ConfigError, EngineError
 from crossroads.models import guard, vllm_server
 from crossroads.models.pairs import load_model, load_pair, resolve_pair
 from crossroads.types import Role
-from orchestrator.tiny import write_pair
-
-TESTS = Path(__file__).parent.parent
+from orchestrator.tiny import stand_in_for_vllm
 
 
 @pytest.fixture
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a folder with a tiny pair, for which servers start without vLLM."""
-    command = tmp_path / "python-with-vllm"
-    script = TESTS / "orchestrator" / "stand_in_vllm.py"
-    command.write_text(f'#!/bin/sh\nPYTHONPATH={TESTS} exec {sys.executable} {script} "$@"\n')
-    command.chmod(0o755)
-    monkeypatch.setenv(vllm_server.PYTHON, str(command))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    write_pair(tmp_path)
+    stand_in_for_vllm(tmp_path, monkeypatch)
     return tmp_path
 
 

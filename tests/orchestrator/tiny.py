@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 import builders
+from crossroads.models import vllm_server
+
+TESTS = Path(__file__).parent.parent
 
 
 def tiny_tokenizer() -> Any:
@@ -24,6 +29,16 @@ def tiny_tokenizer() -> Any:
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=backend, eos_token="<|im_end|>", chat_template=builders.CHAT_TEMPLATE
     )
+
+
+def stand_in_for_vllm(folder: Path, patch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """Write a pair for which servers start without vLLM; return the models' folders."""
+    command = folder / "python-with-vllm"
+    script = TESTS / "orchestrator" / "stand_in_vllm.py"
+    command.write_text(f'#!/bin/sh\nPYTHONPATH={TESTS} exec {sys.executable} {script} "$@"\n')
+    command.chmod(0o755)
+    patch.setenv(vllm_server.PYTHON, str(command))
+    return write_pair(folder)
 
 
 def write_pair(folder: Path) -> tuple[Path, Path]:
