@@ -43,13 +43,13 @@ def stand_in_for_vllm(folder: Path, patch: pytest.MonkeyPatch) -> tuple[Path, Pa
 
 def write_pair(folder: Path) -> tuple[Path, Path]:
     """Write a small model that mostly agrees with a large one; return their folders."""
-    # vLLM's attention on a CPU knows heads of 32 and more.
-    builders.HEADS, builders.KV_HEADS, builders.HEAD_SIZE = 2, 1, 32
     small, large = folder / "small", folder / "large"
-    for path, model in (
-        (large, builders.tiny_transformer(1)),
-        (small, builders.tiny_transformer(2, agrees_with=1)),
-    ):
+    with pytest.MonkeyPatch.context() as patch:
+        # vLLM's attention on a CPU knows heads of 32 and more.
+        for name, value in (("HEADS", 2), ("KV_HEADS", 1), ("HEAD_SIZE", 32)):
+            patch.setattr(builders, name, value)
+        models = builders.tiny_transformer(1), builders.tiny_transformer(2, agrees_with=1)
+    for path, model in zip((large, small), models, strict=True):
         with torch.no_grad():  # ids that stand for nothing are never likely in a real model
             model.lm_head.weight[-builders.PADDING :] = 0
         model.save_pretrained(path)
