@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from crossroads.models.scripted import ScriptedLM
 from crossroads.models.vllm_replies import WireToken
 from crossroads.types import Cause, OnLoss, Role, Trace
 from crossroads.vllm.between import Ahead
-from crossroads.vllm.run_ahead import RunAhead, running_ahead
+from crossroads.vllm.run_ahead import RunAhead
 from laws.pairs import VOCAB, mixed, random_requests
 from orchestrator.lines import MIDDLE, SPARE, Line, line, spare_pair
 
@@ -100,12 +101,14 @@ def test_the_large_model_is_asked_about_so_many_tokens_at_once(asks: int) -> Non
 
 def test_no_request_outlives_its_row() -> None:
     with line(ahead=Ahead(40, 5)) as found:
-        found.large.asleep = 0.2
+        found.large.asleep = 0.05
 
         async def run() -> None:
             engine, before = found.engine(), asyncio.all_tasks()
             events = engine.generate(long_request(threshold=0.0))
             await anext(events)
+            found.large.asleep = 60.0
+            await asyncio.sleep(0.3)  # so that some are asked that would not end by themselves
             await events.aclose()  # type: ignore[attr-defined]
             if left := asyncio.all_tasks() - before:
                 await asyncio.wait(left, timeout=10)
@@ -200,7 +203,7 @@ def reading(
             closed = True
 
     async def run() -> object:
-        async with running_ahead(tokens(), most) as found:
+        async with aclosing(RunAhead(tokens(), most)) as found:
             return await take(found)  # type: ignore[misc]
 
     return asyncio.run(asyncio.wait_for(run(), 20)), asked, closed

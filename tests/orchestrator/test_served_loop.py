@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -15,28 +14,10 @@ from crossroads.decoding.mixed import MixedModels
 from crossroads.decoding.reading import Event
 from crossroads.decoding.request import Request
 from crossroads.errors import EngineError, RequestError
-from crossroads.models.remote import RemoteLM
-from crossroads.models.server_pool import Patience
-from crossroads.routing.routers.heuristics import entropy
 from crossroads.types import OnLoss, Role, Trace
-from laws.pairs import VOCAB, alone, mixed, random_requests
-from orchestrator.fake_server import FakeServer, fake_server
-from orchestrator.lines import spare_pair
-from orchestrator.patience import HASTY, STEADY
-
-MIDDLE = 0.65
-
-
-@contextmanager
-def remote(patience: Patience = STEADY) -> Iterator[tuple[MixedModels, FakeServer]]:
-    pair = spare_pair()
-    with fake_server(pair.large, None) as fake:
-        model = RemoteLM(pair.large.info, [fake.url], patience)
-        try:
-            yield MixedModels(pair.small, model, entropy(VOCAB), pair.tokenizer, MIDDLE), fake
-            assert model.alive == 0
-        finally:
-            model.close()
+from laws.pairs import alone, mixed, random_requests, scripted_pair
+from orchestrator.patience import HASTY
+from orchestrator.test_remote_loss import MIDDLE, remote
 
 
 def run(
@@ -83,11 +64,11 @@ def test_answers_are_the_in_process_loops_beside_routed_ones(fields: dict) -> No
             )
             everything = [*requests, *told]
             for trace, expected in zip(
-                found, alone(spare_pair(), Role.LARGE, everything), strict=False
+                found, alone(scripted_pair(), Role.LARGE, everything), strict=False
             ):
                 same(trace, expected)
             for trace, expected in zip(
-                found[len(everything) :], mixed(spare_pair(), routed, MIDDLE), strict=True
+                found[len(everything) :], mixed(scripted_pair(), routed, MIDDLE), strict=True
             ):
                 same(trace, expected)
 
@@ -121,7 +102,7 @@ def test_leaving_closes_the_request_and_nobody_else_notices() -> None:
 
         async def work(engine: Engine) -> None:
             _, trace = await asyncio.gather(leave(engine), trace_of(engine, second))
-            same(trace, alone(spare_pair(), Role.LARGE, [second])[0])
+            same(trace, alone(scripted_pair(), Role.LARGE, [second])[0])
             assert engine.running == 0
             end = time.monotonic() + 10
             while fake.open_streams and time.monotonic() < end:
@@ -144,7 +125,7 @@ def test_a_slow_server_holds_up_nobody_who_does_not_need_it() -> None:
             await trace_of(engine, small, None)
             assert not waiting.done()
             assert time.monotonic() - began < 2.5
-            same(await waiting, alone(spare_pair(), Role.LARGE, [request])[0])
+            same(await waiting, alone(scripted_pair(), Role.LARGE, [request])[0])
 
         run(models, work)
 
@@ -167,7 +148,7 @@ def test_a_server_that_dies_ends_its_rows_with_one_sentence(on_loss: OnLoss) -> 
             await trace_of(engine, small, None)
 
         run(models, work, on_loss)
-        expected = alone(spare_pair(), Role.LARGE, [request])[0].token_ids
+        expected = alone(scripted_pair(), Role.LARGE, [request])[0].token_ids
         found = tuple(event.record.token_id for event in events if event.record is not None)
         assert 0 < len(found) <= 3
         assert found == expected[: len(found)]

@@ -28,9 +28,7 @@ from crossroads.models.base import CausalLM
 from crossroads.models.served import ServedLM
 from crossroads.types import ModelInfo, OnLoss, Role
 
-_LOOK_AGAIN = (
-    0.05  # seconds between two looks at what there is to do, where nothing wakes the thread
-)
+_LOOK_AGAIN = 0.05  # seconds between two looks, where nothing wakes who waits
 
 
 News = Event | CrossroadsError
@@ -197,8 +195,10 @@ class Engine:
         self._thread.start()
 
     def _alone(self, role: Role, model: CausalLM, *, insist: bool) -> SingleLoop | ServedLoop:
-        kind = ServedLoop if isinstance(model, ServedLM) else SingleLoop
-        return kind(model, role, self._models.tokenizer, self._kept, insist=insist)  # type: ignore[arg-type]
+        tokenizer = self._models.tokenizer
+        if isinstance(model, ServedLM):
+            return ServedLoop(model, role, tokenizer, self._kept, insist=insist)
+        return SingleLoop(model, role, tokenizer, self._kept, insist=insist)
 
     @property
     def models(self) -> MixedModels:

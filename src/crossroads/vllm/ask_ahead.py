@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from types import TracebackType
 
 from crossroads.errors import CrossroadsError
 from crossroads.models.remote_wire import NEVER, Order, ReservedIds, read_step
@@ -24,7 +23,7 @@ _Key = tuple[tuple[int, ...], Order]
 
 
 class Asks:
-    """What the large model is asked about one run of the small one. Ends its requests on exit."""
+    """What the large model is asked about one run of the small one; `aclose` it in the end."""
 
     def __init__(
         self,
@@ -51,13 +50,11 @@ class Asks:
         if self._most and not row.request.revises:
             scout = asyncio.create_task(self._look_ahead(row.fork()))
         try:
-            return await task
+            return await task  # which ends with us, if we are cancelled
         finally:
             del self._open[_key(row)]
             if scout is not None:
                 await _end(scout)
-            if not task.done():
-                await _end(task)
 
     def _begin(self, row: RemoteRow) -> asyncio.Task[Answers]:
         key = _key(row)
@@ -81,17 +78,8 @@ class Asks:
                 if scout.finished:
                     return
 
-    async def __aenter__(self) -> Asks:
-        """Return itself."""
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """End what is still asked."""
+    async def aclose(self) -> None:
+        """End what is still asked. Twice is harmless."""
         for task in self._open.values():
             await _end(task)
 

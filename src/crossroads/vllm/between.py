@@ -16,7 +16,7 @@ from crossroads.types import OnLoss, Role
 from crossroads.vllm.ask_ahead import Asks
 from crossroads.vllm.asking import Asking
 from crossroads.vllm.row import Answer, RemoteRow
-from crossroads.vllm.run_ahead import running_ahead
+from crossroads.vllm.run_ahead import RunAhead
 
 MOST_PLACES = 32
 """Places of one lag that the large model is asked about at a time."""
@@ -110,8 +110,8 @@ class BetweenServers:
         )
         came = False
         async with (
-            running_ahead(tokens, self._ahead.tokens) as run,
-            Asks(self._large_answers, run, self._reserved, self._ahead.asks) as asks,
+            aclosing(RunAhead(tokens, self._ahead.tokens)) as run,
+            aclosing(Asks(self._large_answers, run, self._reserved, self._ahead.asks)) as asks,
         ):
             async for token in run:
                 came = True

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 
 from crossroads.models.vllm_replies import WireToken
 
@@ -68,7 +68,7 @@ class RunAhead:
             yield self._waiting[at]
             at += 1
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         """Close the request; the server drops its row. Twice is harmless."""
         self._reader.cancel()
         await asyncio.wait([self._reader])
@@ -85,13 +85,3 @@ class RunAhead:
                             return
         except Exception as error:  # noqa: BLE001  whoever takes the tokens is to hear of it
             self._error = error
-
-
-@asynccontextmanager
-async def running_ahead(tokens: AsyncGenerator[WireToken], most: int) -> AsyncIterator[RunAhead]:
-    """Read a request's tokens until the block ends; see `RunAhead`."""
-    run = RunAhead(tokens, most)
-    try:
-        yield run
-    finally:
-        await run.close()
