@@ -83,7 +83,7 @@ class ServedLoop:
     def step(self, seconds: float = 0.0) -> list[Event]:
         """Return the tokens that have come; wait up to so many seconds for the first.
 
-        Rows that are written step by step go on by a token, and then nobody waits.
+        Rows that are written step by step go on by a token first.
         """
         events = [
             Event(2 * event.row + 1, event.record, event.trace, event.error)
@@ -91,7 +91,7 @@ class ServedLoop:
         ]
         if self._writing is None or not self._rows:
             return events
-        written = self._writing.next(0.0 if events else seconds)
+        written = self._writing.next(seconds)
         while written is not None:
             events.append(self._take(written))
             written = self._writing.next(0.0) if self._rows else None
