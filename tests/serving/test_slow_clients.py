@@ -48,15 +48,15 @@ def read_to_end(client: socket.socket) -> bytes:
 
 def reply(client: socket.socket) -> bytes:
     """Return a whole reply; the connection stays open."""
-    found = client.recv(65536)
-    while b"\r\n\r\n" not in found:
-        found += client.recv(65536)
-    top, _, body = found.partition(b"\r\n\r\n")
-    length = re.search(rb"content-length: (\d+)", top, re.IGNORECASE)
-    assert length is not None
-    while len(body) < int(length[1]):
-        body += client.recv(65536)
-    return top + body
+    found = b""
+    while True:
+        part = client.recv(65536)
+        assert part, f"the connection was closed after {found!r}"
+        found += part
+        top, end, body = found.partition(b"\r\n\r\n")
+        length = re.search(rb"(?i)content-length: (\d+)", top)
+        if end and length is not None and len(body) >= int(length[1]):
+            return found
 
 
 def test_a_body_that_does_not_come_is_a_408_and_nobody_else_notices() -> None:
