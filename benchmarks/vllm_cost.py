@@ -68,8 +68,9 @@ def main() -> None:
     parser.add_argument("--router", default="random")
     parser.add_argument("--text", action="store_true", help="word problems, not random tokens")
     parser.add_argument(
-        "--ahead", action="append", default=[], metavar="TOKENS,ASKS",
-        help="how far rows go before the large model answers; may be given again [0,0 comes first]",
+        "--ahead", action="append", default=[], metavar="TOKENS,ASKS[,PROMPT]",
+        help="how far rows go before the large model answers, and whether (1) it reads their "
+        "prompts at once; may be given again [0,0 comes first]",
     )  # fmt: skip
     parser.add_argument("--skip", nargs="+", default=[], help="ways that are left out")
     parser.add_argument(
@@ -114,7 +115,7 @@ async def _measure(
     await small.connect()
     await large.connect()
     servers = Servers(small, large, await has_plugin(large, pair.models))
-    aheads = [Ahead(), *(Ahead(*map(int, text.split(","))) for text in options.ahead)]
+    aheads = [Ahead(), *map(_ahead, options.ahead)]
     engines = {
         ahead: VllmEngine(pair.models, servers, max_rows=max(options.rows), ahead=ahead)
         for ahead in aheads
@@ -137,6 +138,11 @@ async def _measure(
     for engine in engines.values():
         await engine.close()
     return found
+
+
+def _ahead(text: str) -> Ahead:
+    tokens, asks, prompt = [*map(int, text.split(",")), 0][:3]
+    return Ahead(tokens, asks, bool(prompt))
 
 
 async def _thresholds(engine: VllmEngine, requests: Sequence[Request]) -> dict[float, float]:
@@ -191,9 +197,8 @@ def _ways(
         return Timed((time.perf_counter() - started) / tokens)
 
     def name(share: float, ahead: Ahead) -> str:
-        return f"routed {share:g}" + (
-            f", {ahead.tokens} ahead, {ahead.asks} asked" if ahead.tokens else ""
-        )
+        going = f", {ahead.tokens} ahead, {ahead.asks} asked" if ahead.tokens else ""
+        return f"routed {share:g}{going}{', prompt ahead' if ahead.prompt else ''}"
 
     return {
         "small, plain": plain,

@@ -71,6 +71,11 @@ class FakeServer:
         """Requests of one token, by which a client looks for the plugin."""
         return sum(body["prompt"] == [1] for body in self.requests)
 
+    @property
+    def asks(self) -> list[dict[str, Any]]:
+        """Requests whose answers matter: others are made to have a prompt read."""
+        return [body for body in self.requests if "stop_token_ids" in body]
+
     async def models(self, _: Request) -> Response:
         await asyncio.sleep(self.asleep)
         if self.refuse >= 500:

@@ -29,8 +29,9 @@ from orchestrator.patience import STEADY
 MIDDLE = 0.65
 SPARE = 3
 NOT_AHEAD = Ahead()
-AHEAD = (NOT_AHEAD, Ahead(2), Ahead(40, 8))
-"""How far rows go before the large model answers: not at all, hardly, as far as they get."""
+AHEAD = (NOT_AHEAD, Ahead(2), Ahead(40, 8), Ahead(16, prompt=True))
+"""How far rows go before the large model answers: not at all, hardly, as far as they get, and as
+`serve` has it."""
 
 
 class SpareTokenizer(ScriptedTokenizer):

@@ -89,9 +89,9 @@ def test_a_model_alone_asks_its_own_server_only(
 
 
 def test_the_small_model_is_asked_at_most_once_per_token_of_the_large_one(healthy: Line) -> None:
-    before = len(healthy.small.requests), len(healthy.large.requests)
+    before = len(healthy.small.requests), len(healthy.large.asks)
     (trace,) = healthy.run(random_requests(1, 3, vocab=VOCAB - SPARE))
-    small, large = len(healthy.small.requests), len(healthy.large.requests)
+    small, large = len(healthy.small.requests), len(healthy.large.asks)
     asked = large - before[1]
     assert asked == trace.usage.large_tokens or (healthy.ahead.asks and asked > 0)
     assert small - before[0] <= trace.usage.large_tokens + 1

@@ -116,20 +116,20 @@ def test_the_large_model_is_asked_about_few_places_at_a_time_and_no_further_than
 ) -> None:
     monkeypatch.setattr(between, "MOST_PLACES", 2)
     (request,) = asked(7, revise_below=0.3, threshold=1.5, max_tokens=60, count=1)
-    before = len(healthy.large.requests)
+    before = len(healthy.large.asks)
     (trace,) = compare(healthy, [request])
-    sent = [len(body["prompt"]) for body in healthy.large.requests[before:]]
+    sent = [len(body["prompt"]) for body in healthy.large.asks[before:]]
     assert max(sent) == 2
     assert trace.usage.discarded_tokens > 10
     assert sum(sent) <= len(trace.records) + 2 * trace.usage.large_calls
 
 
 def test_rows_that_do_not_revise_ask_once_per_token(healthy: Line) -> None:
-    before = len(healthy.large.requests)
+    before = len(healthy.large.asks)
     (trace,) = compare(healthy, asked(3, count=1))
-    sent = len(healthy.large.requests) - before
+    sent = len(healthy.large.asks) - before
     assert sent == trace.usage.large_tokens or (healthy.ahead.asks and sent > 0)
-    assert all(body["logprobs"] == 4 for body in healthy.large.requests[before:])
+    assert all(body["logprobs"] == 4 for body in healthy.large.asks[before:])
 
 
 def test_what_is_in_question_stands_when_no_large_server_answers() -> None:

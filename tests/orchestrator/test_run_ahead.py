@@ -177,6 +177,47 @@ def test_a_server_without_the_plugin_is_named() -> None:
             found.run([long_request()])
 
 
+# The prompt
+
+
+def test_a_prompt_is_read_once_where_its_row_will_ask_and_before_it_does() -> None:
+    requests = [
+        dataclasses.replace(r, threshold=0.0) for r in random_requests(8, 2, vocab=VOCAB - SPARE)
+    ]
+    with line(replicas=2, ahead=Ahead(prompt=True)) as found:
+        found.run(requests)
+        assert sum(len(large.requests) - len(large.asks) for large in found.larges) == 8
+        for large in found.larges:
+            read: list[list[int]] = []
+            for body in large.requests:
+                (prompt,) = body["prompt"]
+                if body not in large.asks:
+                    read.append(prompt)
+                assert any(prompt[: len(known)] == known for known in read)
+            assert read
+
+
+def test_the_small_model_writes_meanwhile_and_the_first_hand_over_waits() -> None:
+    with line(ahead=Ahead(prompt=True)) as found:
+        found.large.asleep = 0.3
+        found.run([long_request(threshold=0.0)])
+        assert found.large.most_waiting == 1
+        assert len(found.large.asks) > 2
+    with line(ahead=Ahead(prompt=True)) as found:
+        found.large.asleep = 60.0
+        # It ends without having asked, and does not wait for what it has no use for.
+        found.run([dataclasses.replace(long_request(), threshold=1.5, max_lag=400)])
+        assert len(found.large.requests) == 1
+
+
+@pytest.mark.parametrize("fields", [{"threshold": 1.5}, {"large_budget": 0},
+                                    {"max_large_fraction": 0.001}])  # fmt: skip
+def test_a_prompt_that_the_large_model_will_not_need_is_not_read(fields: dict) -> None:
+    with line(ahead=Ahead(16, prompt=True)) as found:
+        found.run([dataclasses.replace(long_request(threshold=0.0), max_tokens=20, **fields)])
+        assert found.large.requests == []
+
+
 # The reader
 
 

@@ -169,7 +169,7 @@ def same(found: Sequence[Trace], expected: Sequence[Trace]) -> None:
             assert record.logprob == pytest.approx(wanted.logprob, abs=SCORES_AGREE)
 
 
-@pytest.mark.parametrize("ahead", [Ahead(), Ahead(16, 2)])
+@pytest.mark.parametrize("ahead", [Ahead(), Ahead(16, 2, prompt=True)])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_it_writes_what_the_in_process_loop_writes(
     real: Real, temperature: float, ahead: Ahead
@@ -202,7 +202,7 @@ def test_a_batched_row_is_the_same_row_alone(real: Real) -> None:
     assert [t.token_ids for t in together] == [real.run([r])[0].token_ids for r in requests]
 
 
-@pytest.mark.parametrize("ahead", [Ahead(), Ahead(16, 2)])
+@pytest.mark.parametrize("ahead", [Ahead(), Ahead(16, 2, prompt=True)])
 def test_penalties_and_limits_mean_what_they_mean_in_process(real: Real, ahead: Ahead) -> None:
     requests = requests_of(4, 4, 0.8, max_lag=5, max_large_fraction=0.5)
     for i, request in enumerate(requests):
@@ -213,7 +213,7 @@ def test_penalties_and_limits_mean_what_they_mean_in_process(real: Real, ahead: 
     same(real.run(requests, ahead=ahead), real.expected(requests))
 
 
-@pytest.mark.parametrize("ahead", [Ahead(), Ahead(16, 2)])
+@pytest.mark.parametrize("ahead", [Ahead(), Ahead(16, 2, prompt=True)])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize("policy", [IMMEDIATE, Momentum(0.5, 0.4, 0.6)])
 def test_revision_log_probabilities_and_policies_are_those_of_the_in_process_loop(
@@ -227,7 +227,7 @@ def test_revision_log_probabilities_and_policies_are_those_of_the_in_process_loo
     same(found, real.expected(requests))
 
 
-@pytest.mark.parametrize("ahead", [Ahead(), Ahead(16, 2)])
+@pytest.mark.parametrize("ahead", [Ahead(), Ahead(16, 2, prompt=True)])
 @pytest.mark.parametrize("ordered", [True, False])
 def test_lossless_greedy_is_the_large_model_alone(real: Real, ordered: bool, ahead: Ahead) -> None:
     requests = requests_of(4, 8, 0.0, lossless=True, max_lag=6)

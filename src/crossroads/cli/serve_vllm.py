@@ -42,6 +42,7 @@ class VllmOptions:
     startup_timeout: float
     run_ahead: int
     ask_ahead: int
+    prompt_ahead: bool
     on_loss: str
 
     @property
@@ -96,6 +97,12 @@ def vllm_options(function: Callable[..., None]) -> Callable[..., None]:
         show_default=True,
         type=click.IntRange(0),
         help=f"{_OF_BACKEND}of those, tokens that the large model is asked about meanwhile.",
+    )
+    @click.option(
+        "--prompt-ahead/--no-prompt-ahead",
+        default=True,
+        show_default=True,
+        help=f"{_OF_BACKEND}the large model reads a prompt while the small one begins to write.",
     )
     @on_loss_option
     @wraps(function)
@@ -190,7 +197,7 @@ async def make_engine(
     from crossroads.vllm.engine import VllmEngine
 
     servers, models = await _connect(options, pair)
-    ahead = Ahead(options.run_ahead, options.ask_ahead)
+    ahead = Ahead(options.run_ahead, options.ask_ahead, options.prompt_ahead)
     return VllmEngine(models, servers, max_rows=rows, max_waiting=queue, ahead=ahead)
 
 

@@ -19,6 +19,7 @@ from crossroads.vllm.row import Answer, RemoteRow
 from crossroads.vllm.run_ahead import RunAhead
 
 Answers = list[Answer] | None
+Ask = Callable[[RemoteRow], Awaitable[Answers]]
 _Key = tuple[tuple[int, ...], Order]
 
 
@@ -27,7 +28,7 @@ class Asks:
 
     def __init__(
         self,
-        ask: Callable[[RemoteRow], Awaitable[Answers]],
+        ask: Ask,
         run: RunAhead,
         reserved: ReservedIds,
         most: int,
@@ -84,7 +85,7 @@ class Asks:
             await _end(task)
 
 
-async def _answers(ask: Callable[[RemoteRow], Awaitable[Answers]], row: RemoteRow) -> Answers:
+async def _answers(ask: Ask, row: RemoteRow) -> Answers:
     return await ask(row)
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import aclosing
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from crossroads.decoding.engine import News
 from crossroads.decoding.reading import Event
-from crossroads.errors import EngineError
+from crossroads.errors import CrossroadsError, EngineError
 from crossroads.models.remote_client import VllmClient
 from crossroads.models.remote_drawing import ordered
 from crossroads.models.remote_wire import NEVER, ReservedIds, read_step
 from crossroads.types import OnLoss, Role
-from crossroads.vllm.ask_ahead import Asks
+from crossroads.vllm.ask_ahead import Answers, Ask, Asks
 from crossroads.vllm.asking import Asking
 from crossroads.vllm.row import Answer, RemoteRow
 from crossroads.vllm.run_ahead import RunAhead
@@ -43,11 +44,13 @@ class Ahead:
     While it agrees at fewer than half of the hand-overs, rows stop at each of them.
 
     tokens: how many the small model may write after the one in question; 0: it stops there. asks:
-    about how many of those the large model may be asked already.
+    about how many of those the large model may be asked already. prompt: whether the large model
+    reads a row's prompt while the small one begins, and not at the first hand-over.
     """
 
     tokens: int = 0
     asks: int = 0
+    prompt: bool = False
 
 
 class BetweenServers:
@@ -67,14 +70,39 @@ class BetweenServers:
 
     async def mixed(self, row: RemoteRow, hear: Hear) -> None:
         """Take a row to its end."""
-        while not row.finished:
-            if self._ahead.tokens and self._agreed >= _OFTEN:
-                await self._small_runs_ahead(row, hear)
-                continue
-            await self._small_writes(row, hear)
-            if row.waits:
-                self._settle(row, await self._large_answers(row))
-                _tell(row, hear)
+        async with self._prompt_read(row) as ask:
+            while not row.finished:
+                if self._ahead.tokens and self._agreed >= _OFTEN:
+                    await self._small_runs_ahead(row, ask, hear)
+                    continue
+                await self._small_writes(row, hear)
+                if row.waits:
+                    self._settle(row, await ask(row))
+                    _tell(row, hear)
+
+    @asynccontextmanager
+    async def _prompt_read(self, row: RemoteRow) -> AsyncIterator[Ask]:
+        """Let the large model read a row's prompt; yield what asks it, once it has."""
+        if not self._ahead.prompt or not row.may_ask:
+            yield self._large_answers
+            return
+        reads = asyncio.create_task(self._large_reads(row.request.prompt_ids))
+
+        async def ask(row: RemoteRow) -> Answers:
+            await asyncio.wait([reads])  # or its server would read the same twice at once
+            return await self._large_answers(row)
+
+        try:
+            yield ask
+        finally:
+            reads.cancel()
+            await asyncio.wait([reads])
+
+    async def _large_reads(self, prompt: Sequence[int]) -> None:
+        """Leave a prompt in the prefix cache of the server that its row's requests go to."""
+        # What is wrong with the server is said where it is asked for a token of the row.
+        with suppress(CrossroadsError):
+            await self._servers.large.next([prompt], {"temperature": 0}, prompt, insist=False)
 
     async def _small_writes(self, row: RemoteRow, hear: Hear) -> None:
         """Let the small model write until the row ends or waits for the large one."""
@@ -99,7 +127,7 @@ class BetweenServers:
         if len(row.state.records) == before:
             raise _silent(self._servers.small)
 
-    async def _small_runs_ahead(self, row: RemoteRow, hear: Hear) -> None:
+    async def _small_runs_ahead(self, row: RemoteRow, ask: Ask, hear: Hear) -> None:
         """Let the small model write on, and ask the large one meanwhile, until they differ.
 
         The plugin is told to hand nothing over; the row decides by the scores that come.
@@ -111,7 +139,7 @@ class BetweenServers:
         came = False
         async with (
             aclosing(RunAhead(tokens, self._ahead.tokens)) as run,
-            aclosing(Asks(self._large_answers, run, self._reserved, self._ahead.asks)) as asks,
+            aclosing(Asks(ask, run, self._reserved, self._ahead.asks)) as asks,
         ):
             async for token in run:
                 came = True
@@ -128,7 +156,7 @@ class BetweenServers:
         if not came:
             raise _silent(self._servers.small)
 
-    def _settle(self, row: RemoteRow, answers: list[Answer] | None) -> bool:
+    def _settle(self, row: RemoteRow, answers: Answers) -> bool:
         """Let a row take its answers; return whether all that was in question stands."""
         asked = row.in_question
         row.settle(answers)
@@ -137,7 +165,7 @@ class BetweenServers:
             self._agreed = _REMEMBERED * self._agreed + (1 - _REMEMBERED) * stands
         return stands
 
-    async def _large_answers(self, row: RemoteRow) -> list[Answer] | None:
+    async def _large_answers(self, row: RemoteRow) -> Answers:
         """Return what the large model says of what the row waits for; None: it does not answer.
 
         Its places are asked together, so many at a time: most rows are refused early, if at all.

@@ -109,6 +109,13 @@ class RemoteRow:
         return min(to_write, self._context - len(self.state.tokens))
 
     @property
+    def may_ask(self) -> bool:
+        """Whether the large model may be asked anything before the row ends."""
+        request = self.request
+        looks = self.threshold <= 1 or request.max_lag is not None or request.revises
+        return looks and self._until_large_may_write() < self.left
+
+    @property
     def _certain(self) -> int:
         return len(self.state.records) - len(self._unseen)
 
