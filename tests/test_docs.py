@@ -106,9 +106,18 @@ def test_commands_are_found_and_wrong_ones_refused() -> None:
 
 def test_the_compose_file_starts_what_there_is() -> None:
     yaml = pytest.importorskip("yaml")
-    text = (ROOT / "docs" / "guides" / "vllm.md").read_text()
-    (block,) = re.findall(r"^```yaml\n(.*?)^```", text, re.M | re.S)
-    file = yaml.safe_load(block)
+    text = (ROOT / "deploy" / "compose.yaml").read_text()
+    settings = (ROOT / "deploy" / "example.env").read_text()
+    given = dict(re.findall(r"^([A-Z_]+)=(.*)$", settings, re.M))
+    known = set(re.findall(r"\$\{([A-Z_]+)", text))
+    assert set(re.findall(r"^(?:# )?([A-Z_]+)=", settings, re.M)) <= known
+
+    def value(match: re.Match[str]) -> str:
+        name, rule, default = match.groups()
+        assert rule == ":-" or name in given
+        return given.get(name, default)
+
+    file = yaml.safe_load(re.sub(r"\$\{([A-Z_]+)(?:(:[-?])([^}]*))?\}", value, text))
     services = file["services"]
     program, *words = shlex.split(services["crossroads"]["entrypoint"])
     assert program == "crossroads"
@@ -117,8 +126,12 @@ def test_the_compose_file_starts_what_there_is() -> None:
         arguments = shlex.split(services[name]["command"])
         port = arguments[arguments.index("--port") + 1]
         assert f"http://{name}:{port}" in words
+        assert arguments[arguments.index("--model") + 1] in words
+        assert f":{port}/" in services[name]["healthcheck"]["test"]
     assert set(services["crossroads"]["depends_on"]) < set(services)
     assert set(services["crossroads"]["secrets"]) == set(file["secrets"])
+    assert all(":" in address for address in services["crossroads"]["ports"])
+    assert {s["ports"][0].split(":")[0] for s in services.values() if "ports" in s} == {"127.0.0.1"}
 
 
 def test_every_readme_command_is_one_of_ours() -> None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 from crossroads.decoding.mixed import MixedModels, generate
 from crossroads.decoding.request import Request, check_request
@@ -56,6 +57,7 @@ def run(model: RemoteLM, requests: list[Request], *, overlap: bool = False) -> l
         {"max_lag": 3},
         {"revise_below": 0.1, "max_lag": 4},
         {"lossless": True, "max_lag": 3},
+        {"lossless": True, "threshold": 1.5, "max_tokens": 60},
     ],
 )
 def test_it_writes_what_the_model_itself_would(fields: dict, overlap: bool) -> None:
@@ -67,6 +69,21 @@ def test_it_writes_what_the_model_itself_would(fields: dict, overlap: bool) -> N
     for trace, other in zip(found, expected, strict=True):
         assert trace.token_ids == other.token_ids
         assert trace.usage == other.usage
+
+
+@pytest.mark.parametrize("count", [1, 2, 32, 33])
+def test_a_lag_is_told_place_by_place_without_reading_the_row_again(count: int) -> None:
+    tokens = [i % (VOCAB - 3) for i in range(60)]
+    want = Want(positions=(count,), top_k=4)
+    local = scripted_pair().large
+    expected = local.extend([local.new_cache()], [tokens], want)
+    with remote() as (model, (fake,)):
+        found = model.extend([model.new_cache()], [tokens], want)
+        (body,) = fake.requests
+    assert found.top_ids_NK.tolist() == expected.top_ids_NK.tolist()
+    logprobs_NK = expected.top_logits_NK - expected.logsumexp_N[:, None]
+    assert torch.allclose(found.top_logits_NK, logprobs_NK.float(), atol=1e-5)
+    assert ("prompt_logprobs" in body) == (count > 32)
 
 
 def test_log_probabilities_are_the_models() -> None:

@@ -58,7 +58,7 @@ def vllm_options(function: Callable[..., None]) -> Callable[..., None]:
     @click.option(
         "--large-url",
         multiple=True,
-        help=f"{_OF_BACKEND}a running server of the large model; may be given again for replicas.",
+        help=f"{_OF_BACKEND}a running server of the large model; more for replicas, with commas.",
     )
     @click.option("--small-args", default="", help="More arguments for the small model's vLLM.")
     @click.option("--large-args", default="", help="More arguments for the large model's vLLM.")
@@ -208,7 +208,8 @@ async def _connect(options: VllmOptions, pair: ElsewherePair) -> tuple[Servers, 
     from crossroads.vllm.between import Servers
 
     assert options.small_url is not None
-    small, large = VllmClient([options.small_url]), VllmClient(options.large_url)
+    replicas = [url for given in options.large_url for url in given.split(",")]
+    small, large = VllmClient([options.small_url]), VllmClient(replicas)
     contexts = [(await client.connect()).context_length for client in (small, large)]
     models = pair.within(contexts).models
     if not await has_plugin(small, pair.models):

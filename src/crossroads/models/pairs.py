@@ -242,7 +242,7 @@ def _connect(
         import httpx2  # noqa: F401, PLC0415
     except ModuleNotFoundError as error:
         raise EngineError(
-            "a model behind a server needs httpx2; install it with: pip install httpx2"
+            'a model behind a server needs httpx2; pip install "crossroads-lm[remote]"'
         ) from error
     info = _describe(spec, path, size)
     if spec.vllm is None:

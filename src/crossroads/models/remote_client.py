@@ -31,6 +31,9 @@ from crossroads.models.vllm_replies import (
     tokens_of,
 )
 
+MOST_PLACES = 32
+"""Places of one row that a server is asked about at a time."""
+
 _COMPLETIONS = "/v1/completions"
 
 Result = TypeVar("Result")
@@ -180,8 +183,9 @@ class VllmClient:
     ) -> list[Mapping[int, float]]:
         """Return the log-probabilities of the `top` likeliest tokens at the last `count` positions.
 
-        The first of `count` > 1 makes vLLM read all of the tokens again, past its prefix cache.
-        row, insist: as in `write`.
+        Up to 32 are so many prompts of one request, which its prefix cache holds but for the last
+        block of each. More make vLLM read all of the tokens again, past that cache. row, insist:
+        as in `write`.
 
         Raises:
             RequestError: the server refuses the request. UnreachableError: no server answers in
@@ -193,6 +197,10 @@ class VllmClient:
             written = self.write(tokens, 1, lambda _: options, row, insist=insist)
             async with aclosing(written) as stream:
                 return [token.values async for token in stream]
+        if count <= MOST_PLACES:
+            prompts = [tokens[:end] for end in range(len(tokens) - count + 1, len(tokens) + 1)]
+            found = await self.next(prompts, options, row, insist=insist)
+            return [token.values for token in found]
 
         def values(reply: Mapping[str, Any]) -> list[Mapping[int, float]]:
             written = (token.values for token in tokens_of(reply))

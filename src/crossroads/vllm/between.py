@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from crossroads.decoding.engine import News
 from crossroads.decoding.reading import Event
 from crossroads.errors import CrossroadsError, EngineError
-from crossroads.models.remote_client import VllmClient
+from crossroads.models.remote_client import MOST_PLACES, VllmClient
 from crossroads.models.remote_drawing import ordered
 from crossroads.models.remote_wire import NEVER, ReservedIds, read_step
 from crossroads.types import OnLoss, Role
@@ -18,9 +18,6 @@ from crossroads.vllm.ask_ahead import Answers, Ask, Asks
 from crossroads.vllm.asking import Asking
 from crossroads.vllm.row import Answer, RemoteRow
 from crossroads.vllm.run_ahead import RunAhead
-
-MOST_PLACES = 32
-"""Places of one lag that the large model is asked about at a time."""
 
 Hear = Callable[[News], None]
 
