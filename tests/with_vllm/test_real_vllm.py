@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -21,9 +23,12 @@ import builders
 from crossroads.decoding.mixed import MixedModels, generate
 from crossroads.decoding.request import Request
 from crossroads.decoding.single import generate_alone
-from crossroads.errors import RequestError, RouterError
+from crossroads.errors import EngineError, RequestError, RouterError
 from crossroads.models.remote_client import VllmClient
+from crossroads.models.remote_drawing import ordered
+from crossroads.models.remote_wire import NEVER, Order, ReservedIds, read_step
 from crossroads.models.transformers import TransformersLM
+from crossroads.models.vllm_replies import WireToken
 from crossroads.models.vllm_server import (
     MOST_REPORTED,
     RunningServer,
@@ -296,6 +301,46 @@ def test_an_order_that_makes_no_sense_is_a_400_and_the_server_lives(real: Real) 
     with pytest.raises(RequestError, match="no order of this version"):
         asyncio.run(send())
     assert real.small.ready()
+
+
+def test_an_order_with_ids_that_the_model_lacks_is_left_alone_and_the_server_lives(
+    real: Real,
+) -> None:
+    client, beyond = VllmClient([real.small.url]), real.local.small.info.vocab_size
+    reserved = ReservedIds(beyond, beyond + 1, beyond + 2)
+
+    async def send(judged: tuple[int, ...]) -> list[WireToken]:
+        await client.connect()
+        order = Order(Role.LARGE, NEVER, SamplingParams(), 0, 2, reserved, judged=judged)
+        found = await client.next([[1, 2]], ordered(order, [])(0))
+        await client.close()
+        return found
+
+    for judged in ((), (beyond + 7,)):
+        (token,) = asyncio.run(send(judged))
+        with pytest.raises(EngineError, match="answers without the Crossroads plugin"):
+            read_step(token.token_id, token.values, reserved)
+    assert real.small.ready()
+
+
+@pytest.mark.parametrize("prompt", [True, False])
+def test_a_prompt_that_was_read_ahead_is_in_the_cache_at_the_first_hand_over(
+    real: Real, prompt: bool
+) -> None:
+    block = 128  # of the CPU build
+    tokens = np.random.default_rng(prompt).integers(1, builders.END_OF_TEXT, block + 20)
+    request = Request(tuple(map(int, tokens)), max_tokens=1, threshold=0.0)
+    before = _hits(real.large)
+    (trace,) = real.run([request], ahead=Ahead(prompt=prompt))
+    assert trace.usage.large_tokens == 1
+    assert _hits(real.large) - before == (block if prompt else 0)
+
+
+def _hits(server: RunningServer) -> float:
+    """Return how many tokens vLLM has found in its prefix cache."""
+    with urlopen(f"{server.url}/metrics", timeout=10) as reply:
+        found = re.findall(rb"^vllm:prefix_cache_hits_total{.*} (\S+)$", reply.read(), re.M)
+    return sum(map(float, found))
 
 
 def test_routers_that_vllm_cannot_feed_are_refused_by_name(real: Real, tmp_path: Path) -> None:
