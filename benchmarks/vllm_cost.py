@@ -19,7 +19,8 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,9 +69,6 @@ def main() -> None:
     parser.add_argument("--router", default="random")
     parser.add_argument("--text", action="store_true", help="word problems, not random tokens")
     parser.add_argument(
-        "--before", type=int, default=0, help="problems before the one that is asked about"
-    )
-    parser.add_argument(
         "--ahead", action="append", default=[], metavar="TOKENS,ASKS[,PROMPT]",
         help="how far rows go before the large model answers, and whether (1) it reads their "
         "prompts at once; may be given again [0,0 comes first]",
@@ -85,11 +83,24 @@ def main() -> None:
     pair = describe_pair(
         options.small, options.large, options.router, None, context_length=options.context
     )
+    with started(pair, options, max(options.rows)) as running:
+        found = asyncio.run(_measure(pair, running, options))
+    result = {"rows": found, "tokens": options.tokens, "provenance": provenance()}
+    print(json.dumps(found, indent=2))
+    if options.out:
+        write_json(options.out, result)
+
+
+@contextmanager
+def started(
+    pair: ElsewherePair, options: argparse.Namespace, rows: int
+) -> Iterator[dict[str, RunningServer]]:
+    """Yield a running server for each model of the options, `small` and `large`."""
     context = min(m.info.context_length for m in (pair.models.small, pair.models.large))
     with tempfile.TemporaryDirectory() as folder:
         plans = [
-            ServerPlan(name, model, router, context, max(options.rows),
-                       Path(folder) / f"{name}.log", options.args)
+            ServerPlan(name, model, router, context, rows, Path(folder) / f"{name}.log",
+                       options.args)
             for name, model, router in (
                 ("small", options.small, options.router), ("large", options.large, "never")
             )
@@ -101,14 +112,10 @@ def main() -> None:
                     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = cores
                 running[plan.name] = RunningServer(plan, free_port())
             wait_until_ready(running, 1800, print)
-            found = asyncio.run(_measure(pair, running, options))
+            yield running
         finally:
             for server in running.values():
                 server.stop()
-    result = {"rows": found, "tokens": options.tokens, "provenance": provenance()}
-    print(json.dumps(found, indent=2))
-    if options.out:
-        write_json(options.out, result)
 
 
 async def _measure(
@@ -123,9 +130,7 @@ async def _measure(
         ahead: VllmEngine(pair.models, servers, max_rows=max(options.rows), ahead=ahead)
         for ahead in aheads
     }
-    prompts = partial(
-        _requests, pair, tokens=options.tokens, text=options.text, before=options.before
-    )
+    prompts = partial(_requests, pair, tokens=options.tokens, text=options.text)
     thresholds = await _thresholds(engines[Ahead()], prompts(8, -2))
     ways = _ways(engines, servers, thresholds, options.tokens)
     for name in options.skip:
@@ -235,9 +240,9 @@ async def _plain(client: VllmClient, request: Request, count: int, at_once: int)
 
 
 def _requests(
-    pair: ElsewherePair, rows: int, repeat: int, *, tokens: int, text: bool, before: int
+    pair: ElsewherePair, rows: int, repeat: int, *, tokens: int, text: bool
 ) -> list[Request]:
-    """Return prompts of about 64 tokens, or as many times more, that no cache has seen.
+    """Return prompts of about 64 tokens that no cache has seen.
 
     Those of text are the same in a round but for a number at their beginning, so that all ways
     have much the same to write.
@@ -245,7 +250,7 @@ def _requests(
     new = np.random.default_rng(time.time_ns())
     told = np.random.default_rng([rows, repeat + 2])
     return [
-        Request(_problem(pair, told, new, before) if text else _noise(pair, new), max_tokens=tokens)
+        Request(problem(pair, told, new) if text else _noise(pair, new), max_tokens=tokens)
         for _ in range(rows)
     ]
 
@@ -255,24 +260,18 @@ def _noise(pair: ElsewherePair, generator: np.random.Generator) -> tuple[int, ..
     return tuple(int(i) for i in generator.choice(known, 64))
 
 
-def _problem(
-    pair: ElsewherePair, generator: np.random.Generator, new: np.random.Generator, before: int
+def problem(
+    pair: ElsewherePair, generator: np.random.Generator, new: np.random.Generator
 ) -> tuple[int, ...]:
-    text = f"Problem {new.integers(10**9)}: "
-    for _ in range(before):
-        text += f"{_question(generator)} (Another time.) "
-    text += f"{_question(generator)}\nLet us think step by step.\n"
-    return tuple(pair.models.tokenizer.encode(text))
-
-
-def _question(generator: np.random.Generator) -> str:
+    """Return a word problem that no cache has seen: `new` numbers it, `generator` is its matter."""
     a, b, c, d = generator.integers(2, 40, 4)
     name, thing = generator.choice(NAMES), generator.choice(THINGS)
-    return (
-        f"{name} has {a * b} {thing} and gives {b} of them to "
+    text = (
+        f"Problem {new.integers(10**9)}: {name} has {a * b} {thing} and gives {b} of them to "
         f"each of {a // 2} friends. Then {name} buys {c} boxes with {d} {thing} in each of them. "
-        f"How many {thing} does {name} have now?"
+        f"How many {thing} does {name} have now?\nLet us think step by step.\n"
     )
+    return tuple(pair.models.tokenizer.encode(text))
 
 
 def _table(times: dict[str, list[Timed]]) -> dict[str, Any]:
