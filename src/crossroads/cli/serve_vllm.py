@@ -18,6 +18,7 @@ from crossroads.errors import ConfigError
 
 if TYPE_CHECKING:
     from crossroads.decoding.mixed import MixedModels
+    from crossroads.models.remote_client import VllmClient
     from crossroads.models.vllm_server import RunningServer, ServerPlan
     from crossroads.vllm.between import Servers
     from crossroads.vllm.engine import VllmEngine
@@ -193,28 +194,34 @@ async def make_engine(
     Raises:
         EngineError: a server does not answer, or lacks the plugin.
     """
+    from crossroads.models.remote_client import VllmClient
     from crossroads.vllm.between import Ahead
     from crossroads.vllm.engine import VllmEngine
-
-    servers, models = await _connect(options, pair)
-    ahead = Ahead(options.run_ahead, options.ask_ahead, options.prompt_ahead)
-    return VllmEngine(models, servers, max_rows=rows, max_waiting=queue, ahead=ahead)
-
-
-async def _connect(options: VllmOptions, pair: ElsewherePair) -> tuple[Servers, MixedModels]:
-    from crossroads.models.remote_client import VllmClient
-    from crossroads.types import OnLoss
-    from crossroads.vllm.asking import has_plugin
-    from crossroads.vllm.between import Servers
 
     assert options.small_url is not None
     replicas = [url for given in options.large_url for url in given.split(",")]
     small, large = VllmClient([options.small_url]), VllmClient(replicas)
+    try:
+        servers, models = await _connect(options, pair, small, large)
+    except BaseException:
+        await small.close()
+        await large.close()
+        raise
+    ahead = Ahead(options.run_ahead, options.ask_ahead, options.prompt_ahead)
+    return VllmEngine(models, servers, max_rows=rows, max_waiting=queue, ahead=ahead)
+
+
+async def _connect(
+    options: VllmOptions, pair: ElsewherePair, small: VllmClient, large: VllmClient
+) -> tuple[Servers, MixedModels]:
+    from crossroads.errors import EngineError
+    from crossroads.types import OnLoss
+    from crossroads.vllm.asking import has_plugin
+    from crossroads.vllm.between import Servers
+
     contexts = [(await client.connect()).context_length for client in (small, large)]
     models = pair.within(contexts).models
     if not await has_plugin(small, pair.models):
-        from crossroads.errors import EngineError
-
         raise EngineError(
             f"the server at {options.small_url} has no Crossroads plugin; install crossroads-lm "
             "beside its vLLM, set CROSSROADS_ROUTER, and start it with "
