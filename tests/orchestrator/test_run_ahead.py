@@ -23,6 +23,7 @@ from crossroads.vllm.between import Ahead
 from crossroads.vllm.run_ahead import RunAhead
 from laws.pairs import VOCAB, mixed, random_requests
 from orchestrator.lines import MIDDLE, SPARE, Line, line, spare_pair
+from orchestrator.patience import STEADY
 
 
 def differs(trace: Trace) -> int:
@@ -203,10 +204,25 @@ def test_the_small_model_writes_meanwhile_and_the_first_hand_over_waits() -> Non
         found.run([long_request(threshold=0.0)])
         assert found.large.most_waiting == 1
         assert len(found.large.asks) > 2
-    with line(ahead=Ahead(prompt=True)) as found:
-        found.large.asleep = 60.0
-        # It ends without having asked, and does not wait for what it has no use for.
-        found.run([dataclasses.replace(long_request(), threshold=1.5, max_lag=400)])
+
+
+def test_a_row_that_ends_without_asking_does_not_wait_for_the_prompt() -> None:
+    patient = dataclasses.replace(STEADY, token=600.0)
+    with line(ahead=Ahead(prompt=True), patience=patient) as found:
+        found.large.asleep = 100.0
+        request = dataclasses.replace(long_request(), threshold=1.5, max_lag=400)
+
+        async def run() -> None:
+            engine, before = found.engine(), asyncio.all_tasks()
+            async for _ in engine.generate(request):
+                pass
+            if left := asyncio.all_tasks() - before:
+                await asyncio.wait(left, timeout=10)
+            assert all(task.done() for task in left)
+            assert engine.running == 0
+            await engine.close()
+
+        asyncio.run(asyncio.wait_for(run(), 60))
         assert len(found.large.requests) == 1
 
 
