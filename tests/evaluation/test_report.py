@@ -17,8 +17,8 @@ from crossroads.evaluation import answers_table, report, words
 from crossroads.evaluation.families import families
 from crossroads.evaluation.figure import Point, cost_points, fraction_points, pareto_front
 from crossroads.evaluation.folder import RunFolder, RunRecord, SystemEntry, TaskEntry
+from crossroads.evaluation.grids import visible
 from crossroads.evaluation.kinds import SystemKind
-from crossroads.evaluation.page import visible
 from crossroads.evaluation.report import check_packages, terminal_tables, write_report
 from crossroads.evaluation.stored import StoredAnswer
 from crossroads.evaluation.summary import summarise
@@ -392,6 +392,47 @@ def test_token_tables_are_the_counts_of_results_json(written):
         asked = sum(part["asked"] for part in found["relative"])
         assert asked == sum(part["asked"] for part in found["absolute"])
         assert asked == sum(token["sent"] for token in found["tokens"])
+
+
+def test_what_entropy_would_have_sent_is_shown_for_every_mixed_system(written):
+    folder, _ = written
+    stored = json.loads((folder.path / "results.json").read_text(encoding="utf-8"))
+    (table,) = (t for t in Page(page_text(folder)).tables if "entropy would send %" in t[0])
+    assert [row[0] for row in table[1:]] == [s.name for s in SYSTEMS[2:]]
+    for name, sent, alike, inside, outside in table[1:]:
+        found = stored["usage"]["gsm"][name]["overlap"]
+        records = [r for a in folder.answers("gsm", name) for r in a.trace.records]
+        assert sent == f"{found['sent']:,}" == f"{sum(r.lag > 0 for r in records):,}"
+        assert alike == words.percent(found["alike"] / found["sent"])
+        assert inside == words.percent(found["replaced_alike"] / found["alike"])
+        apart = found["sent"] - found["alike"]
+        assert outside == words.percent((found["replaced"] - found["replaced_alike"]) / apart)
+
+
+def test_where_answers_part_is_counted_from_the_stored_ones(written):
+    folder, _ = written
+    tables = [t for t in Page(page_text(folder)).tables if t[0][:2] == ["and", "same"]]
+    for router, table in zip(("router", "router~0.1"), tables, strict=True):
+        assert [row[0] for row in table[1:]] == [s.name for s in SYSTEMS if s.name != router]
+        for row in table[1:]:
+            pairs = [
+                {a.problem_id: a for a in folder.answers("gsm", name)} for name in (router, row[0])
+            ]
+            counts = [int(cell.split()[0]) for cell in row[1:]]
+            assert sum(counts) == PROBLEMS
+            sent = 0
+            for problem, first in pairs[0].items():
+                both = zip(first.trace.records, pairs[1][problem].trace.records, strict=True)
+                writers = [(a.writer, b.writer) for a, b in both if a.token_id != b.token_id]
+                sent += bool(writers) and writers[0] == (Role.LARGE, Role.SMALL)
+            assert counts[1] == sent
+
+
+def test_without_a_trained_router_nothing_is_compared_with_it(tmp_path, quick):
+    folder = make_folder(tmp_path / "run", systems=(SMALL, LARGE, ENTROPY), problems=3)
+    write_report(folder, summarise(folder))
+    assert "Where answers part" not in page_text(folder)
+    assert "Would entropy have sent" not in page_text(folder)
 
 
 def test_embedded_answers_are_the_stored_ones(written):

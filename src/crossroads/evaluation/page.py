@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -15,26 +15,23 @@ from markupsafe import Markup
 
 from crossroads.artifacts import atomic_path
 from crossroads.evaluation import words
-from crossroads.evaluation.figure import large_cost
 from crossroads.evaluation.folder import RunRecord
+from crossroads.evaluation.grids import (
+    Grid,
+    costs,
+    curves,
+    differences,
+    endings,
+    overlaps,
+    partings_by_router,
+    results,
+    tokens,
+)
+from crossroads.evaluation.parting import Parting
 from crossroads.evaluation.plots import Drawing, inline
-from crossroads.evaluation.summary import SystemResult, TaskResult
+from crossroads.evaluation.summary import TaskResult
 from crossroads.evaluation.tables import Table, tables_of
 from crossroads.evaluation.usage_patterns import UsagePatterns
-
-MOST_TOKENS = 20  # rows of a table of routed tokens
-_VISIBLE = {" ": "\u2423", "\n": "\u23ce", "\t": "\u21e5", "\r": "\u240d"}
-
-
-@dataclass(frozen=True, slots=True)
-class Grid:
-    """A table as text, the systems in its rows. kinds: of the systems, to mark the router."""
-
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...] = ()
-    kinds: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +85,8 @@ class TaskView:
     grids: tuple[Grid, ...]
     comparisons: tuple[Grid, ...]
     figures: tuple[FigureView, ...]
+    overlaps: Grid | None
+    partings: tuple[Grid, ...]
     tokens: tuple[Grid, ...]
     card: tuple[Table, ...]
     problems: Problems
@@ -138,6 +137,7 @@ def task_view(
     result: TaskResult,
     drawings: Sequence[Drawing],
     patterns: Mapping[str, UsagePatterns],
+    partings: Sequence[Parting],
     texts: Mapping[int, bytes],
     problems: Problems,
 ) -> TaskView:
@@ -150,10 +150,12 @@ def task_view(
         name=result.task,
         headline=tuple(words.headline(result)),
         ranking=tuple(words.ranking_sentences(result)),
-        grids=(_results(result), _costs(result), _endings(result)),
-        comparisons=tuple(filter(None, (_differences(result), _curves(result)))),
+        grids=(results(result), costs(result), endings(result)),
+        comparisons=tuple(filter(None, (differences(result), curves(result)))),
         figures=tuple(_figure(drawing) for drawing in drawings),
-        tokens=tuple(_tokens(name, found, texts) for name, found in patterns.items()),
+        overlaps=overlaps(result, patterns),
+        partings=partings_by_router(partings),
+        tokens=tuple(tokens(name, found, texts) for name, found in patterns.items()),
         card=tuple(tables_of(result.card, "What was asked")),
         problems=problems,
     )
@@ -198,161 +200,6 @@ def marks(letters: Sequence[Sequence[str]], systems: Sequence[str]) -> tuple[Mar
             }[verdicts[0]]  # fmt: skip
             found.append(Mark(style, f"{sign} {system}"))
     return tuple(found)
-
-
-def visible(piece: bytes, token_id: int) -> str:
-    """Return a token's text with its blanks to be seen; the id of a token without text."""
-    text = piece.decode("utf-8", "replace")
-    if not text:
-        return f"\u27e8{token_id}\u27e9"
-    return "".join(_VISIBLE.get(character, character) for character in text)
-
-
-def _results(result: TaskResult) -> Grid:
-    # pass@1 is what `correct %` shows.
-    ks = sorted({k for system in result.systems for k in system.pass_at if k > 1})
-    alone, letters = large_cost(result), words.letters(result)
-
-    def cells(system: SystemResult) -> Iterator[str]:
-        yield words.estimate(system.accuracy)
-        for k in ks:
-            yield words.estimate(system.pass_at[k]) if k in system.pass_at else words.NONE
-        yield words.estimate(system.large_fraction)
-        yield words.percent(system.replaced_fraction)
-        yield words.estimate(system.tokens, 0, 1)
-        yield words.percent(system.cost / alone if alone else None)
-        yield words.gap_percent(system.recovered)
-        yield letters.get(system.system, words.NONE)
-
-    header = (
-        "system", "correct %", *(f"pass@{k} %" for k in ks), "large_fraction %", "replaced %",
-        "tokens / answer", "cost, % of large alone", "recovered gap %", "letters",
-    )  # fmt: skip
-    notes = [
-        "Brackets are 95 % intervals over problems. large_fraction is the share of generated "
-        "tokens that the large model wrote, replaced the share in which it wrote another one than "
-        "was proposed. Cost is active parameters per answer. Systems that "
-        "share a letter are not separated by these problems."
-    ]
-    reasons = {s.recovered.reason for s in result.systems if s.recovered}
-    notes += [f"No recovered gap: {reason}." for reason in sorted(reasons - {None}, key=str)]
-    return _grid("Results", header, result, cells, tuple(notes))
-
-
-def _costs(result: TaskResult) -> Grid:
-    alone = large_cost(result)
-
-    def cells(system: SystemResult) -> Iterator[str]:
-        yield words.parameters(system.active_parameters)
-        yield f"{system.cost / 1e9:.1f} B"
-        yield words.percent(system.cost / alone if alone else None)
-        yield words.percent(system.router_share, 2)
-        yield f"{system.large_calls:,}"
-        yield f"{system.lag_per_call:.1f}"
-        yield f"{system.tokens_per_second:.1f}"
-
-    header = (
-        "system", "active params / token", "cost / answer", "of large alone %", "router\u2019s %",
-        "large calls", "lag / call", "tokens / s",
-    )  # fmt: skip
-    note = (
-        "Active parameters count a model for each token for which it was asked; cost is tokens "
-        "times active parameters per token (R2R, arXiv 2505.21600). The router\u2019s share is of "
-        "the active parameters. lag: tokens that the large model reads when it is asked."
-    )
-    return _grid("What it costs", header, result, cells, (note,))
-
-
-def _endings(result: TaskResult) -> Grid:
-    reasons = sorted({reason for system in result.systems for reason in system.finish})
-
-    def cells(system: SystemResult) -> Iterator[str]:
-        yield f"{system.unparsed}/{system.problems * system.samples}"
-        yield from (f"{system.finish.get(reason, 0)}" for reason in reasons)
-        yield words.NONE if system.threshold is None else f"{system.threshold:.4f}"
-        yield system.matched_to or words.NONE
-        yield words.percent(system.recall)
-        yield words.percent(system.positive_rate)
-
-    header = (
-        "system", "unparsed", *(f"ended by {reason}" for reason in reasons), "threshold",
-        "matched to", "calibration: recall %", "calibration: positive_rate %",
-    )  # fmt: skip
-    note = (
-        "Unparsed answers gave no readable result; they count as not correct. recall and "
-        "positive_rate are what calibration promised on labelled tokens, another population: "
-        "positive_rate is not large_fraction."
-    )
-    return _grid("How answers ended, and thresholds", header, result, cells, (note,))
-
-
-def _grid(
-    title: str, header: tuple[str, ...], result: TaskResult, cells: Any, notes: tuple[str, ...]
-) -> Grid:
-    rows = tuple((system.system, *cells(system)) for system in result.systems)
-    return Grid(title, header, rows, notes, tuple(s.kind.value for s in result.systems))
-
-
-def _differences(result: TaskResult) -> Grid | None:
-    router = words.first_router(result)
-    found = words.against(result, router.system) if router else []
-    if router is None or not found:
-        return None
-    rows = tuple(
-        (
-            pair.other,
-            words.points(pair.comparison),
-            words.p_text(pair.comparison.p_value),
-            words.p_text(pair.adjusted_p),
-            pair.verdict,
-        )
-        for pair in found
-    )
-    tests = " and ".join(sorted({pair.comparison.test for pair in found}))
-    note = (
-        f"Paired by problem; p values by {tests}. The adjusted ones take account of all pairs of "
-        "systems (Holm 1979) and decide."
-    )
-    header = (
-        f"{router.system} minus", "points of accuracy", "p", "adjusted p", f"{router.system} is",
-    )  # fmt: skip
-    return Grid("Is the difference real?", header, rows, (note,))
-
-
-def _curves(result: TaskResult) -> Grid | None:
-    if not result.against:
-        return None
-    rows = []
-    for found in result.against:
-        comparison = found.trade_off.comparison
-        numbers = (words.NONE, words.NONE, found.trade_off.reason or words.NONE)
-        if comparison is not None:
-            numbers = (words.points(comparison), words.p_text(comparison.p_value), "")
-        at = words.percent(found.trade_off.large_fraction)
-        rows.append((f"{found.system} minus {found.heuristic}", at, *numbers))
-    note = (
-        "The heuristic\u2019s accuracy is interpolated at the router\u2019s own large_fraction, "
-        "along all its thresholds that were run and the models alone. These p values stand alone: "
-        "no other comparison is taken into account."
-    )
-    header = ("at equal large_fraction", "large_fraction %", "points of accuracy", "p", "")
-    return Grid("Against the heuristics\u2019 curves", header, tuple(rows), (note,))
-
-
-def _tokens(system: str, patterns: UsagePatterns, texts: Mapping[int, bytes]) -> Grid:
-    rows = tuple(
-        (
-            visible(texts.get(token.token_id, b""), token.token_id),
-            f"{token.token_id}",
-            f"{token.proposed:,}",
-            f"{token.sent:,}",
-            words.percent(token.sent / token.proposed),
-            words.percent(token.replaced / token.sent),
-        )
-        for token in patterns.tokens[:MOST_TOKENS]
-    )
-    header = ("proposed token", "id", "proposed", "sent", "sent %", "of these replaced %")
-    return Grid(system, header, rows)
 
 
 def _figure(drawing: Drawing) -> FigureView:

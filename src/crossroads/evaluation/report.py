@@ -14,8 +14,9 @@ from crossroads.evaluation.columns import Columns
 from crossroads.evaluation.families import ALONE, families
 from crossroads.evaluation.figure import position_drawing, trade_off_drawings
 from crossroads.evaluation.folder import RunFolder, RunRecord, slug
+from crossroads.evaluation.grids import MOST_TOKENS
+from crossroads.evaluation.kinds import SystemKind
 from crossroads.evaluation.page import (
-    MOST_TOKENS,
     Page,
     Problems,
     ProblemView,
@@ -25,6 +26,7 @@ from crossroads.evaluation.page import (
     task_view,
     write_page,
 )
+from crossroads.evaluation.parting import Parting, partings
 from crossroads.evaluation.plots import Drawing, write_files
 from crossroads.evaluation.summary import TaskResult
 from crossroads.evaluation.terminal import terminal_tables
@@ -48,6 +50,7 @@ class _Gathered:
 
     letters: dict[str, _Letters] = field(default_factory=dict)
     patterns: dict[str, dict[str, UsagePatterns]] = field(default_factory=dict)
+    partings: dict[str, list[Parting]] = field(default_factory=dict)
 
 
 def check_packages() -> str | None:
@@ -107,7 +110,11 @@ def write_report(
                     folder, record, _Where(number, result.task), gathered, shown, spool
                 ),
             )
-            views.append(task_view(result, drawings, patterns, pieces, problems))
+            views.append(
+                task_view(
+                    result, drawings, patterns, gathered.partings[result.task], pieces, problems
+                )
+            )
             _write_plots(folder.path, drawings)
         write_json(folder.path / "results.json", _numbers(results, gathered, record, training))
         path = folder.path / "report.html"
@@ -144,6 +151,11 @@ def _gather(
                         table.add(task.name, system.name, answer, columns)
                 if system.kind not in ALONE:
                     patterns[system.name] = counter.patterns()
+            gathered.partings[task.name] = partings(
+                (spool.values((task.name, problem)) for problem in letters),
+                [system.name for system in record.systems],
+                [s.name for s in record.systems if s.kind is SystemKind.ROUTER],
+            )
     return gathered
 
 
@@ -245,6 +257,10 @@ def _numbers(
         "usage": {
             task: {name: found.to_json(MOST_TOKENS) for name, found in patterns.items()}
             for task, patterns in gathered.patterns.items()
+        },
+        "partings": {
+            task: [parting.to_json() for parting in found]
+            for task, found in gathered.partings.items()
         },
         "training": None if training is None else dict(training),
         "provenance": dict(record.provenance),

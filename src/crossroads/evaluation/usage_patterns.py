@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from crossroads.evaluation.columns import Columns
+from crossroads.evaluation.overlap import EntropyOverlap, OverlapCounter
 
 RELATIVE_BINS = 20
 WIDTH = 16  # tokens in a bin of absolute positions
@@ -49,13 +50,14 @@ class UsagePatterns:
     relative: 20 equal parts of each response, first to last. absolute: stretches of `width`
     tokens from the start. The tokens of either add up to all tokens, and what was asked to all
     that was asked. tokens: those that were sent at least once, the most often sent first; ties
-    in the order of their ids.
+    in the order of their ids. overlap: what was sent, beside what entropy would have sent.
     """
 
     relative: tuple[Bin, ...]
     absolute: tuple[Bin, ...]
     width: int
     tokens: tuple[RoutedToken, ...]
+    overlap: EntropyOverlap
 
     def to_json(self, most_tokens: int) -> dict[str, Any]:
         """Return plain JSON values, with no more than `most_tokens` of the tokens."""
@@ -64,6 +66,7 @@ class UsagePatterns:
             "absolute": [asdict(part) for part in self.absolute],
             "width": self.width,
             "tokens": [asdict(token) for token in self.tokens[:most_tokens]],
+            "overlap": asdict(self.overlap),
         }
 
 
@@ -78,6 +81,7 @@ class PatternCounter:
     proposed: Counter[int] = field(default_factory=Counter)
     sent: Counter[int] = field(default_factory=Counter)
     replaced: Counter[int] = field(default_factory=Counter)
+    entropies: OverlapCounter = field(default_factory=OverlapCounter)
 
     def add(self, columns: Columns) -> None:
         """Count one response."""
@@ -92,6 +96,7 @@ class PatternCounter:
         self.proposed.update(p for p in proposals if p is not None)
         self.sent.update(_chosen(proposals, columns.asked))
         self.replaced.update(_chosen(proposals, columns.replaced))
+        self.entropies.add(columns)
 
     def patterns(self) -> UsagePatterns:
         """Return what was counted so far."""
@@ -104,6 +109,7 @@ class PatternCounter:
                 RoutedToken(token, self.proposed[token], self.sent[token], self.replaced[token])
                 for token in order
             ),
+            overlap=self.entropies.overlap(),
         )
 
 
