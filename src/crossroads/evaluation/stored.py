@@ -6,7 +6,7 @@ the space. Columns whose every value is the default are left out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
@@ -18,7 +18,9 @@ from crossroads.types import Cause, FinishReason, Role, TokenRecord, Trace
 _SINGLE = ("score", "entropy")
 _LETTER = {Role.SMALL: "s", Role.LARGE: "l"}
 _ROLE = {letter: role for role, letter in _LETTER.items()}
-_DEFAULTS = {f.name: f.default for f in fields(TokenRecord) if f.default is not MISSING}
+_CAUSE = {None: None} | {cause.value: cause for cause in Cause}
+_RECORD_FIELDS = fields(TokenRecord)
+_DEFAULTS = {f.name: f.default for f in _RECORD_FIELDS if f.default is not MISSING}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ def trace_to_columns(trace: Trace) -> dict[str, Any]:
     seconds to a tenth of a millisecond. Positions are the places in the lists.
     """
     columns: dict[str, Any] = {}
-    for field in fields(TokenRecord):
+    for field in _RECORD_FIELDS:
         values = [getattr(record, field.name) for record in trace.records]
         if field.name == "position":
             continue
@@ -108,18 +110,18 @@ def trace_from_columns(value: Mapping[str, Any]) -> Trace:
     columns["writer"] = [_ROLE[letter] for letter in columns.get("writer", "")]
     for name in _SINGLE:
         if name in columns:
-            columns[name] = [None if v is None else float(np.float32(v)) for v in columns[name]]
+            columns[name] = _float32(columns[name])
     if "cause" in columns:
-        columns["cause"] = [None if v is None else Cause(v) for v in columns["cause"]]
+        columns["cause"] = [_CAUSE[value] for value in columns["cause"]]
     for name in {"top_logprobs", "proposals"} & columns.keys():
         columns[name] = [
             None if tops is None else tuple((i, p) for i, p in tops) for tops in columns[name]
         ]
-    names = list(columns)
-    records = tuple(
-        TokenRecord(**dict(zip(names, values, strict=True)))
-        for values in zip(*columns.values(), strict=True)
-    )
+    # By place: naming a dozen values for each of millions of tokens is most of reading a run.
+    by_place = [
+        columns[f.name] if f.name in columns else [f.default] * count for f in _RECORD_FIELDS
+    ]
+    records = tuple(TokenRecord(*values) for values in zip(*by_place, strict=True))
     return Trace(
         prompt_ids=tuple(value["prompt_ids"]),
         records=records,
@@ -129,6 +131,14 @@ def trace_from_columns(value: Mapping[str, Any]) -> Trace:
         seed=value["seed"],
         id=value["id"],
     )
+
+
+def _float32(values: Sequence[float | None]) -> list[float | None]:
+    """Return the float32 numbers that `_shortest` wrote, as Python's floats."""
+    if None in values:
+        return [None if value is None else float(np.float32(value)) for value in values]
+    found: list[float | None] = np.asarray(values, np.float32).tolist()
+    return found
 
 
 def _shortest(value: float) -> float:
