@@ -189,14 +189,14 @@ def overlaps(result: TaskResult, patterns: Mapping[str, UsagePatterns]) -> Grid 
     return Grid(title, header, tuple(rows), (note,), tuple(kind.value for kind in kinds))
 
 
-def partings_by_router(partings: Sequence[Parting]) -> tuple[Grid, ...]:
+def partings(found: Sequence[Parting]) -> tuple[Grid, ...]:
     """Return a table for every router: how its answers part from those of each other system."""
     header = (
         "and", "same", "router sent it", "the other sent it", "large wrote both",
         "small wrote both", "one ended",
     )  # fmt: skip
     by_router: dict[str, list[tuple[str, ...]]] = {}
-    for parting in partings:
+    for parting in found:
         cells = (_outcomes(parting.by[fork]) for fork in Fork)
         by_router.setdefault(parting.system, []).append((parting.other, *cells))
     return tuple(Grid(router, header, tuple(rows)) for router, rows in by_router.items())

@@ -14,19 +14,9 @@ import jinja2
 from markupsafe import Markup
 
 from crossroads.artifacts import atomic_path
-from crossroads.evaluation import words
+from crossroads.evaluation import grids, words
 from crossroads.evaluation.folder import RunRecord
-from crossroads.evaluation.grids import (
-    Grid,
-    costs,
-    curves,
-    differences,
-    endings,
-    overlaps,
-    partings_by_router,
-    results,
-    tokens,
-)
+from crossroads.evaluation.grids import Grid
 from crossroads.evaluation.parting import Parting
 from crossroads.evaluation.plots import Drawing, inline
 from crossroads.evaluation.summary import TaskResult
@@ -150,12 +140,12 @@ def task_view(
         name=result.task,
         headline=tuple(words.headline(result)),
         ranking=tuple(words.ranking_sentences(result)),
-        grids=(results(result), costs(result), endings(result)),
-        comparisons=tuple(filter(None, (differences(result), curves(result)))),
+        grids=(grids.results(result), grids.costs(result), grids.endings(result)),
+        comparisons=tuple(filter(None, (grids.differences(result), grids.curves(result)))),
         figures=tuple(_figure(drawing) for drawing in drawings),
-        overlaps=overlaps(result, patterns),
-        partings=partings_by_router(partings),
-        tokens=tuple(tokens(name, found, texts) for name, found in patterns.items()),
+        overlaps=grids.overlaps(result, patterns),
+        partings=grids.partings(partings),
+        tokens=tuple(grids.tokens(name, found, texts) for name, found in patterns.items()),
         card=tuple(tables_of(result.card, "What was asked")),
         problems=problems,
     )

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-LARGE_LETTERS = frozenset("kca")  # of a packed answer's writers, see `traces.page_answer`
+from crossroads.evaluation.traces import LARGE_LETTERS
 
 
 class Fork(StrEnum):
@@ -42,11 +42,6 @@ class Parting:
     system: str
     other: str
     by: Mapping[Fork, Outcomes] = field(default_factory=lambda: {fork: Outcomes() for fork in Fork})
-
-    @property
-    def answers(self) -> int:
-        """Pairs of answers compared."""
-        return sum(outcomes.answers for outcomes in self.by.values())
 
     def add(self, first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
         """Count one answer of each, packed as by `traces.page_answer`."""
@@ -86,12 +81,17 @@ def partings(
         routers: those of them that are compared with all the others.
     """
     found = [Parting(router, other) for router in routers for other in systems if other != router]
+    if not found:
+        return []  # nothing is read
     place = {name: number for number, name in enumerate(systems)}
     for answers in problems:
         by_key = {(answer["system"], answer["sample"]): answer for answer in answers}
+        samples = sorted({sample for _, sample in by_key})
         for parting in found:
-            for (system, sample), first in by_key.items():
-                second = by_key.get((place[parting.other], sample))
-                if system == place[parting.system] and second is not None:
+            for sample in samples:
+                first, second = (
+                    by_key.get((place[name], sample)) for name in (parting.system, parting.other)
+                )
+                if first is not None and second is not None:
                     parting.add(first, second)
     return found

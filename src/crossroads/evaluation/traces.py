@@ -15,6 +15,7 @@ from crossroads.evaluation.columns import Columns
 from crossroads.evaluation.stored import StoredAnswer
 
 SCORE_UNIT, ENTROPY_UNIT = 10_000, 100  # a packed score is in 1/10000, an entropy in 1/100 nat
+LARGE_LETTERS = frozenset("kca")  # of an answer's writers: those of the large model
 _CAUSES = {None: "-", "router": "r", "max_lag": "m", "revision": "v", "final": "f"}
 
 
