@@ -409,6 +409,15 @@ def test_what_entropy_would_have_sent_is_shown_for_every_mixed_system(written):
         assert outside == words.percent((found["replaced"] - found["replaced_alike"]) / apart)
 
 
+def test_a_system_that_sends_everything_chooses_nothing(tmp_path, quick, monkeypatch):
+    monkeypatch.setitem(FRACTION, "always", 1.0)
+    always = SystemEntry("always", SystemKind.BASELINE, "always", 0, 0.0)
+    folder = make_folder(tmp_path / "run", systems=(SMALL, LARGE, ROUTER, always), problems=3)
+    write_report(folder, summarise(folder))
+    (table,) = (t for t in Page(page_text(folder)).tables if "entropy would send %" in t[0])
+    assert [row[0] for row in table[1:]] == ["router"]
+
+
 def test_where_answers_part_is_counted_from_the_stored_ones(written):
     folder, _ = written
     tables = [t for t in Page(page_text(folder)).tables if t[0][:2] == ["and", "same"]]
