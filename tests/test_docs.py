@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,6 +49,13 @@ def test_the_readmes_tree_names_files_that_exist() -> None:
         p.name for folder in FOLDERS for p in (ROOT / "src").rglob(f"{folder}/*.py")
     }
     assert unnamed - modules_of_named_folders - {"hub_worker.py", "gguf_rows.py"} == set()
+
+
+def test_each_test_file_has_a_name_of_its_own() -> None:
+    # pytest imports them by that name: of two alike the second is not collected, and only a run of
+    # everything shows it.
+    names = Counter(p.name for p in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, times in names.items() if times > 1] == []
 
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
