@@ -437,6 +437,26 @@ def test_where_answers_part_is_counted_from_the_stored_ones(written):
             assert counts[1] == sent
 
 
+def test_a_router_is_not_compared_with_a_heuristic_that_was_run_elsewhere(written):
+    folder, results = written
+    (table,) = (t for t in Page(page_text(folder)).tables if t[0][0] == "at equal large_fraction")
+    shown = {row[0]: row for row in table[1:]}
+    (result,) = results
+    assert {(a.system, a.heuristic) for a in result.against} == {
+        (router, heuristic)
+        for router in ("router", "router~0.1")
+        for heuristic in ("entropy", "random")
+    }
+    for against in result.against:
+        row = shown[f"{against.system} minus {against.heuristic}"]
+        if against.system == "router":  # at 0.3, as both heuristics
+            assert row[2] == words.points(against.trade_off.comparison)
+        else:
+            assert row[2] == words.NONE
+            assert "is 0.3" in row[-1]
+            assert "~0.1" in row[-1]
+
+
 def test_without_a_trained_router_nothing_is_compared_with_it(tmp_path, quick):
     folder = make_folder(tmp_path / "run", systems=(SMALL, LARGE, ENTROPY), problems=3)
     write_report(folder, summarise(folder))

@@ -4,7 +4,9 @@ import pytest
 from crossroads.errors import DataError
 from crossroads.evaluation.statistics import compare
 from crossroads.evaluation.trade_off import (
+    NEAR,
     RoutedAnswers,
+    against_heuristic,
     recovered_gap,
     trade_off_difference,
 )
@@ -198,6 +200,34 @@ def test_outside_of_the_curve_there_is_no_comparison():
     alone = trade_off_difference(curve[0], curve[:1], seed=0)
     assert alone.comparison is None
     assert "one large_fraction only" in alone.reason
+
+
+def exactly(rng, fraction):
+    """Return answers to 40 problems, all of the same large_fraction."""
+    return RoutedAnswers(rng.random((40, 1)) < 0.5, [round(1000 * fraction)] * 40, [1000] * 40)
+
+
+@pytest.mark.parametrize("side", [-1, 1])
+def test_a_router_is_compared_with_a_heuristic_that_was_run_near_it_only(side):
+    rng = np.random.default_rng(14)
+    alone = [exactly(rng, 0), exactly(rng, 1)]
+    router = exactly(rng, 0.2)
+    near, far = (exactly(rng, 0.2 * (1 + side * (NEAR + step))) for step in (-0.01, 0.01))
+    for run in ([near], [near, far]):
+        expected = trade_off_difference(router, [*alone, *run], seed=0)
+        assert against_heuristic(router, run, alone, seed=0) == expected
+        assert expected.comparison is not None
+    refused = against_heuristic(router, [far, exactly(rng, 0.9)], alone, seed=0)
+    assert refused.comparison is None
+    assert f"is {far.large_fraction:.3f}, too far" in refused.reason
+    assert "~0.200" in refused.reason
+
+
+def test_a_router_that_sends_nothing_is_compared_where_the_small_model_alone_is():
+    rng = np.random.default_rng(15)
+    alone = [exactly(rng, 0), exactly(rng, 1)]
+    found = against_heuristic(exactly(rng, 0), [exactly(rng, 0.5)], alone, seed=0)
+    assert found.comparison is not None
 
 
 def test_fractions_that_hang_on_one_problem_are_refused():

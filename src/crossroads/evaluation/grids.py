@@ -157,8 +157,8 @@ def curves(result: TaskResult) -> Grid | None:
         rows.append((f"{found.system} minus {found.heuristic}", at, *numbers))
     note = (
         "The heuristic\u2019s accuracy is interpolated at the router\u2019s own large_fraction, "
-        "along all its thresholds that were run and the models alone. These p values stand alone: "
-        "no other comparison is taken into account."
+        "along all its thresholds that were run and the models alone, if one of those thresholds "
+        "is near. These p values stand alone: no other comparison is taken into account."
     )
     header = ("at equal large_fraction", "large_fraction %", "points of accuracy", "p", "")
     return Grid("Against the heuristics\u2019 curves", header, tuple(rows), (note,))

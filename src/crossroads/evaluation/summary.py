@@ -18,8 +18,8 @@ from crossroads.evaluation.trade_off import (
     Gap,
     RoutedAnswers,
     TradeOff,
+    against_heuristic,
     recovered_gap,
-    trade_off_difference,
 )
 from crossroads.routing.routers.heuristics import HEURISTICS
 from crossroads.statistics import Interval, ratio_interval
@@ -194,22 +194,25 @@ def _against(
         for name, tally in tallies.items()
         if any(usage.generated_tokens for usage in tally.usage.values())
     }
-    ends = [s.name for s in systems if s.kind in (SystemKind.SMALL, SystemKind.LARGE)]
-    curves: dict[str, list[str]] = {}
+    alone = [
+        answers[system.name]
+        for system in systems
+        if system.kind in (SystemKind.SMALL, SystemKind.LARGE) and system.name in answers
+    ]
+    run: dict[str, list[RoutedAnswers]] = {}
     for system in systems:
-        if system.kind is SystemKind.BASELINE and system.router and system.router in HEURISTICS:
-            curves.setdefault(system.router, list(ends)).append(system.name)
+        heuristic = system.kind is SystemKind.BASELINE and system.router in HEURISTICS
+        if heuristic and system.router and system.name in answers:
+            run.setdefault(system.router, []).append(answers[system.name])
     return tuple(
         AgainstCurve(
             system.name,
             heuristic,
-            trade_off_difference(
-                answers[system.name], [answers[n] for n in names if n in answers], _SEED
-            ),
+            against_heuristic(answers[system.name], thresholds, alone, _SEED),
         )
         for system in systems
         if system.kind is SystemKind.ROUTER and system.name in answers
-        for heuristic, names in curves.items()
+        for heuristic, thresholds in run.items()
     )
 
 

@@ -30,6 +30,11 @@ from crossroads.evaluation.statistics import (
 )
 from crossroads.statistics import Difference, Interval
 
+NEAR = 0.25
+"""How far the nearest threshold of a heuristic may lie from a router's large_fraction, as a share
+of it. Accuracy rises the more steeply the fewer tokens were sent, so a straight line from a far
+threshold to the small model alone lies below what the heuristic would answer."""
+
 
 @dataclass(frozen=True, slots=True)
 class Gap:
@@ -107,6 +112,32 @@ def recovered_gap(mixed: Samples, small: Samples, large: Samples, level: float =
     if reason:
         return Gap(None, None, gap, reason)
     return Gap(mean(gain_P) / gap.value, _fieller(gain_P, gap_P, level), gap, None)
+
+
+def against_heuristic(
+    system: RoutedAnswers, run: Sequence[RoutedAnswers], alone: Sequence[RoutedAnswers], seed: int
+) -> TradeOff:
+    """Return `trade_off_difference` from a heuristic's curve where it was run near enough.
+
+    Args:
+        system: a router at one threshold.
+        run: the heuristic at every threshold at which it was run, at least one.
+        alone: the models alone, the curve's ends.
+        seed: for the p value.
+
+    Raises:
+        DataError: the numbers of problems differ, or there are none.
+    """
+    fraction = system.large_fraction
+    nearest = min((p.large_fraction for p in run), key=lambda other: abs(other - fraction))
+    if abs(nearest - fraction) > NEAR * fraction > 0:  # at 0 it is the small model alone
+        return TradeOff(
+            fraction,
+            None,
+            f"the nearest large_fraction at which it was run is {nearest:.3f}, too far to tell; "
+            f"add it with ~{fraction:.3f}",
+        )
+    return trade_off_difference(system, [*alone, *run], seed)
 
 
 def trade_off_difference(
