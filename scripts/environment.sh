@@ -44,9 +44,11 @@ make_environment() {
   # gcc (12 was tried) leaves the tiles' configuration unset, as if no one read it: on CPUs with AMX
   # llama.cpp then dies of an illegal instruction. Compilers for other CPUs do not know the option.
   local no_amx="-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
-  "${CC:-cc}" $no_amx -E -x c /dev/null >/dev/null 2>&1 || no_amx=""
-  CFLAGS="${CFLAGS:-} $no_amx" CXXFLAGS="${CXXFLAGS:-} $no_amx" CMAKE_ARGS="${CMAKE_ARGS:-}$off" .venv/bin/python -m pip install --disable-pip-version-check \
-    --quiet --constraint requirements.lock --editable ".[$extras]" ||
+  "${CC:-$(command -v cc || command -v gcc || echo clang)}" $no_amx -E -x c /dev/null >/dev/null 2>&1 ||
+    no_amx=""
+  CFLAGS="${CFLAGS:-} $no_amx" CXXFLAGS="${CXXFLAGS:-} $no_amx" CMAKE_ARGS="${CMAKE_ARGS:-}$off" \
+    .venv/bin/python -m pip install --disable-pip-version-check --quiet \
+    --constraint requirements.lock --editable ".[$extras]" ||
     fail "the packages could not be installed (see above); run $0 again to go on"
   touch "$stamp"
 }
